@@ -552,6 +552,14 @@ class AgentState(Record):
     good: tuple[tuple[str, int], ...] = ()
     """(revision, regime) of revisions that survived, oldest first: tried first when the world changes."""
     paused: bool = False
+    improving: bool = False
+    """Whether the optimizer is at work: an alarm, a failure or an operator asked for it."""
+    target: float | None = None
+    """The normalised score that the optimizer tries to reach again: the watch's bound from before the drift."""
+    attempts: int = 0
+    """Proposals since the last promotion in this regime."""
+    tried: tuple[str, ...] = ()
+    """Revisions of earlier worlds that were tried in this regime already."""
     updated_at: float = 0.0
 
 
