@@ -1,15 +1,78 @@
-"""`agent.toml` -> AgentSpec. Every mistake is reported at once, each with its key and what is expected there."""
+"""`agent.toml` -> AgentSpec. Every mistake is reported at once, each with its key and what is expected there.
+
+`load_agent` reads an agent folder whole: the spec and the source that revisions are made on (DESIGN section 8).
+"""
 
 import enum
-from typing import Annotated, Any, Literal
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from agentd.records import Mode
+from agentd.configuration import Inconsistent, check_duration, check_size, parse_duration, parse_size, read_toml, validate
+from agentd.errors import Mistake, SpecError
+from agentd.records import Metric, Mode, ReleaseSettings, Source, Space
+from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
+
+__all__ = [
+    "AgentSpec",
+    "load_agent",
+    "metric_records",
+    "parse_duration",
+    "parse_size",
+    "release_settings",
+    "space_record",
+    "why_outside",
+]
+
+Duration = Annotated[str, AfterValidator(check_duration)]
+"""A text such as "24h"; `parse_duration` gives its seconds."""
+Size = Annotated[str, AfterValidator(check_size)]
+"""A text such as "256MiB"; `parse_size` gives its bytes."""
+Seconds = Annotated[float, Field(gt=0)]
+
+ALGORITHMS = ("hybrid", "optoprime", "search")
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise ValueError(f'should be 1 to 63 of a-z, 0-9, - and _, and begin with a letter or a digit, not "{name}"')
+    return name
+
+
+def _check_algorithm(name: str) -> str:
+    if name not in ALGORITHMS:
+        try:
+            Entrypoint.parse(name)
+        except ValueError as error:
+            raise ValueError(f'should be one of {", ".join(ALGORITHMS)}, or "module:Class", not "{name}"') from error
+    return name
+
+
+def _check_path(path: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.\w+)*", path):
+        raise ValueError("should be an attribute path such as act or gains.kp")
+    return path
+
+
+def _check_module(name: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise ValueError(f'should be the name of a module, not "{name}"')
+    return name
+
+
+def _check_ascending(ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    low, high = ends
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"should go from a lower to a higher number, not from {low} to {high}")
+    return ends
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EnvironmentKind(enum.StrEnum):
@@ -22,7 +85,7 @@ class EnvironmentKind(enum.StrEnum):
 class AgentSection(_Section):
     """`[agent]`: the program."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    name: Annotated[str, AfterValidator(_check_name)]
     entrypoint: str
     args: dict[str, Any] = {}
     objective: str = ""
@@ -37,18 +100,33 @@ class MqttSection(_Section):
     prefix: str = "agentd"
     pace: Literal["device"] = "device"
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
-    observation_timeout: float = 5.0
-    max_payload: int = 65_536
+    observation_timeout: Seconds = 5.0
+    max_payload: Annotated[int, Field(ge=64)] = 65_536
 
 
 class SpaceSection(_Section):
     """A space: `{discrete = 2}` or `{low = ..., high = ..., shape = [...]}`."""
 
-    discrete: int | None = None
+    discrete: Annotated[int, Field(ge=1)] | None = None
     start: int = 0
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
-    shape: tuple[int, ...] = ()
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        box = self.low is not None or self.high is not None or bool(self.shape)
+        if (self.discrete is not None) == box:
+            raise ValueError("should be either { discrete = n } or { low = ..., high = ..., shape = [...] }")
+        count = math.prod(space_record(self).shape)
+        found = [
+            (name, f"should have {count} numbers, not {len(end)}")
+            for name, end in (("low", self.low), ("high", self.high))
+            if isinstance(end, tuple) and len(end) != count
+        ]
+        if found or (found := list(_order_mistakes(self.low, self.high))):
+            raise Inconsistent(found)
+        return self
 
 
 class SafeActionSection(_Section):
@@ -72,28 +150,60 @@ class EnvironmentSection(_Section):
     observation_space: SpaceSection | None = None
     action_space: SpaceSection | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        of_kind = self._gymnasium_mistakes() if self.kind is EnvironmentKind.GYMNASIUM else self._mqtt_mistakes()
+        if found := [*of_kind, *self._safe_action_mistakes()]:
+            raise Inconsistent(found)
+        return self
+
+    def _gymnasium_mistakes(self) -> Iterator[tuple[str, str]]:
+        if not self.id:
+            yield "id", 'required for kind "gymnasium": the registered name of the environment, such as "CartPole-v1"'
+
+    def _mqtt_mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.safe_action is None or self.safe_action.value is None:
+            yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
+        if self.devices != 1:
+            yield "devices", 'only for kind "gymnasium"; the devices of kind "mqtt" announce themselves'
+        if self.id is not None:
+            yield "id", 'only for kind "gymnasium"'
+
+    def _safe_action_mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.safe_action is not None and self.safe_action.value is not None:
+            outside = why_outside(space_record(self.action_space), self.safe_action.value)
+            if outside is not None:
+                yield "safe_action", f"value {outside}, as the action space says"
+
 
 class MetricSection(_Section):
     """`[[metrics]]`."""
 
-    name: str
-    range: tuple[float, float] = (0.0, 1.0)
+    name: Annotated[str, Field(min_length=1)]
+    range: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (0.0, 1.0)
     direction: Literal["higher", "lower"] = "higher"
+
+
+def _check_names(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, ...]:
+    names = [metric.name for metric in metrics]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"should have a name each, but there are several {', '.join(twice)}")
+    return metrics
 
 
 class FeedbackSection(_Section):
     """`[feedback]`."""
 
     entrypoint: str
-    timeout: float = 10.0
+    timeout: Seconds = 10.0
 
 
 class ParameterSection(_Section):
     """`[parameters."path"]`: rules laid over what the program declares."""
 
     trainable: bool = True
-    bounds: tuple[float | None, float | None] | None = None
-    choices: tuple[Any, ...] | None = None
+    bounds: Annotated[tuple[float | None, float | None], AfterValidator(_check_ascending)] | None = None
+    choices: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
     approval: bool = False
 
 
@@ -108,12 +218,12 @@ class BudgetSection(_Section):
 class OptimizerSection(_Section):
     """`[optimizer]`."""
 
-    algorithm: str = "hybrid"
+    algorithm: Annotated[str, AfterValidator(_check_algorithm)] = "hybrid"
     models: tuple[str, ...] = ()
-    history: int = 10
-    batch_episodes: int = 4
+    history: Annotated[int, Field(ge=0)] = 10
+    batch_episodes: Annotated[int, Field(ge=1)] = 4
     trigger: Literal["alarm", "failure", "continuous", "manual"] = "alarm"
-    propose_timeout: float = 120.0
+    propose_timeout: Seconds = 120.0
     budget: BudgetSection = BudgetSection()
     options: dict[str, Any] = {}
 
@@ -122,7 +232,7 @@ class PruneSection(_Section):
     """`[release] prune`."""
 
     after_pairs: Annotated[int, Field(ge=1)] = 10
-    below: float = 0.0
+    below: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
 
 class ReleaseSection(_Section):
@@ -133,8 +243,9 @@ class ReleaseSection(_Section):
     prune: PruneSection = PruneSection()
     selection_pairs: Annotated[int, Field(ge=0)] = 3
     max_pairs: Annotated[int, Field(ge=1)] = 200
-    max_duration: str = "24h"
+    max_duration: Duration = "24h"
     difference_range: Annotated[float, Field(gt=0, le=1)] = 1.0
+    ramp: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.25, 0.5)
 
 
 class WatchSection(_Section):
@@ -157,7 +268,17 @@ class ActionLimitsSection(_Section):
 
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
-    rate: float | None = None
+    rate: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if found := list(_order_mistakes(self.low, self.high)):
+            raise Inconsistent(found)
+        return self
+
+
+def _limits_form(value: Any) -> str:
+    return "written out" if isinstance(value, Mapping | ActionLimitsSection) else "space"
 
 
 class GuardrailsSection(_Section):
@@ -165,7 +286,9 @@ class GuardrailsSection(_Section):
 
     error_rate: ErrorRateSection = ErrorRateSection()
     deadline_misses_per_episode: Annotated[int, Field(ge=0)] = 3
-    action_limits: Literal["space"] | ActionLimitsSection = "space"
+    action_limits: Annotated[
+        Annotated[Literal["space"], Tag("space")] | Annotated[ActionLimitsSection, Tag("written out")], Discriminator(_limits_form)
+    ] = "space"
 
 
 class SandboxSection(_Section):
@@ -173,10 +296,10 @@ class SandboxSection(_Section):
 
     min_isolation: Annotated[int, Field(ge=0, le=3)] = 2
     scope: Literal["agent"] = "agent"
-    memory_limit: str = "256MiB"
-    step_timeout: str = "500ms"
-    load_timeout: str = "10s"
-    allowed_imports: tuple[str, ...] = ("math", "numpy")
+    memory_limit: Size = "256MiB"
+    step_timeout: Duration = "500ms"
+    load_timeout: Duration = "10s"
+    allowed_imports: tuple[Annotated[str, AfterValidator(_check_module)], ...] = ("math", "numpy")
 
 
 class AgentSpec(_Section):
@@ -185,11 +308,147 @@ class AgentSpec(_Section):
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     agent: AgentSection
     environment: EnvironmentSection
-    metrics: tuple[MetricSection, ...] = (MetricSection(name="score"),)
+    metrics: Annotated[tuple[MetricSection, ...], Field(min_length=1), AfterValidator(_check_names)] = (MetricSection(name="score"),)
     feedback: FeedbackSection | None = None
-    parameters: dict[str, ParameterSection] = {}
+    parameters: dict[Annotated[str, AfterValidator(_check_path)], ParameterSection] = {}
     optimizer: OptimizerSection = OptimizerSection()
     release: ReleaseSection = ReleaseSection()
     watch: WatchSection = WatchSection()
     guardrails: GuardrailsSection = GuardrailsSection()
     sandbox: SandboxSection = SandboxSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        environment = self.environment
+        if environment.kind is EnvironmentKind.MQTT and environment.action_space is None and self.guardrails.action_limits == "space":
+            raise Inconsistent([("environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"')])
+        return self
+
+
+# --- conversions to records -----------------------------------------------------------------------------------------
+
+
+def metric_records(spec: AgentSpec) -> tuple[Metric, ...]:
+    """The declared metrics; the first is the score that releases are decided on."""
+    return tuple(
+        Metric(name=metric.name, low=metric.range[0], high=metric.range[1], higher_is_better=metric.direction == "higher")
+        for metric in spec.metrics
+    )
+
+
+def release_settings(spec: AgentSpec) -> ReleaseSettings:
+    """The rules that a release of this agent is begun with. Durations in seconds."""
+    release, error_rate = spec.release, spec.guardrails.error_rate
+    return ReleaseSettings(
+        alpha=release.alpha,
+        prune_after_pairs=release.prune.after_pairs,
+        prune_below=release.prune.below,
+        selection_pairs=release.selection_pairs,
+        max_pairs=release.max_pairs,
+        max_duration=parse_duration(release.max_duration),
+        difference_range=release.difference_range,
+        max_error_rate_increase=error_rate.max_increase,
+        abort_error_rate=error_rate.abort_at,
+    )
+
+
+def space_record(section: SpaceSection | None) -> Space:
+    """The space that a section declares; without one, any value is in it."""
+    if section is None:
+        return Space()
+    if section.discrete is not None:
+        return Space(kind="discrete", n=section.discrete, start=section.start)
+    if section.low is None and section.high is None and not section.shape:
+        return Space()
+    shape = section.shape or next(((len(end),) for end in (section.low, section.high) if isinstance(end, tuple)), ())
+    return Space(kind="box", shape=shape, low=section.low, high=section.high)
+
+
+def why_outside(space: Space, value: Any) -> str | None:
+    """Why `value` (numbers, nested lists) is not in `space`, as a sentence's end; None if it is inside."""
+    if space.kind == "discrete":
+        last = space.start + space.n - 1
+        inside = isinstance(value, int) and not isinstance(value, bool) and space.start <= value <= last
+        return None if inside else f"should be a whole number from {space.start} to {last}, not {value!r}"
+    if space.kind == "box":
+        try:
+            shape, flat = _flatten(value)
+        except ValueError as error:
+            return str(error)
+        if shape != space.shape:
+            return f"should have the shape {list(space.shape)}, not {list(shape)}"
+        for number, low, high in zip(flat, _ends(space.low, len(flat)), _ends(space.high, len(flat)), strict=True):
+            if not ((low is None or number >= low) and (high is None or number <= high)):
+                return f"should lie between {low} and {high}, not at {number}"
+    return None
+
+
+def _flatten(value: Any) -> tuple[tuple[int, ...], list[float]]:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return (), [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"should be a finite number, or a list of them, not {value!r}")  # noqa: TRY004 - about a file, not a call
+    parts = [_flatten(item) for item in value]
+    if len({shape for shape, _ in parts}) > 1:
+        raise ValueError("should have rows of one length")
+    return (len(parts), *(parts[0][0] if parts else ())), [number for _, flat in parts for number in flat]
+
+
+def _ends(end: float | tuple[float | None, ...] | None, count: int) -> tuple[float | None, ...]:
+    return end if isinstance(end, tuple) else (end,) * count
+
+
+def _order_mistakes(low: float | tuple[float, ...] | None, high: float | tuple[float, ...] | None) -> Iterator[tuple[str, str]]:
+    count = max(len(end) if isinstance(end, tuple) else 1 for end in (low, high))
+    if any(a is not None and b is not None and a > b for a, b in zip(_ends(low, count), _ends(high, count), strict=False)):
+        yield "low", "should not lie above high"
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
+    """The agent in `folder`: its spec, and its source with the digest that revisions refer to.
+
+    Nothing of the program is imported: entrypoints are looked up in the syntax tree.
+
+    Raises:
+        SpecError: every mistake in agent.toml and in the files it refers to.
+    """
+    path = folder / "agent.toml"
+    data = read_toml(path)
+    found: list[Mistake] = []
+    spec: AgentSpec | None = None
+    try:
+        spec = validate(AgentSpec, data, str(path))
+    except SpecError as error:
+        found.extend(error.mistakes)
+    # Files and entrypoints are checked even where the table has mistakes: the author wants to hear of everything at once.
+    files, unreadable = read_files(folder, _texts(data, "agent", "include"))
+    found.extend(unreadable)
+    for section, wanted in (("agent", "a class or factory"), ("feedback", "a function")):
+        entrypoint = _table(data, section).get("entrypoint")
+        if isinstance(entrypoint, str):
+            found.extend(check_entrypoint(entrypoint, files, file=str(path), folder=folder, key=f"{section}.entrypoint", wanted=wanted))
+    if spec is None or found:
+        raise SpecError(found)
+    hashed = {
+        "environment": spec.environment.model_dump(mode="json"),
+        "parameters": {name: section.model_dump(mode="json") for name, section in spec.parameters.items()},
+        "metrics": [metric.model_dump(mode="json") for metric in spec.metrics],
+        "feedback": spec.feedback.model_dump(mode="json") if spec.feedback else None,
+    }
+    source = make_source(
+        files, spec.agent.entrypoint, spec.agent.args, spec.feedback.entrypoint if spec.feedback else None, hashed, file=str(path)
+    )
+    return spec, source
+
+
+def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = data.get(key)
+    return table if isinstance(table, Mapping) else {}
+
+
+def _texts(data: Mapping[str, Any], section: str, key: str) -> tuple[str, ...]:
+    items = _table(data, section).get(key)
+    return tuple(item for item in items if isinstance(item, str)) if isinstance(items, list) else ()
