@@ -6,7 +6,7 @@
 import enum
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +16,7 @@ from agentd.configuration import Inconsistent, check_duration, check_size, parse
 from agentd.errors import Mistake, SpecError
 from agentd.records import Metric, Mode, ReleaseSettings, Source, Space
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
+from agentd.spaces import ends, why_outside
 
 __all__ = [
     "AgentSpec",
@@ -25,7 +26,6 @@ __all__ = [
     "parse_size",
     "release_settings",
     "space_record",
-    "why_outside",
 ]
 
 Duration = Annotated[str, AfterValidator(check_duration)]
@@ -184,7 +184,9 @@ class MetricSection(_Section):
     direction: Literal["higher", "lower"] = "higher"
 
 
-def _check_names(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, ...]:
+def _check_metrics(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, ...]:
+    if not metrics:
+        raise ValueError("should have at least one metric, the score")
     names = [metric.name for metric in metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"should have a name each, but there are several {', '.join(twice)}")
@@ -308,7 +310,7 @@ class AgentSpec(_Section):
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     agent: AgentSection
     environment: EnvironmentSection
-    metrics: Annotated[tuple[MetricSection, ...], Field(min_length=1), AfterValidator(_check_names)] = (MetricSection(name="score"),)
+    metrics: Annotated[tuple[MetricSection, ...], AfterValidator(_check_metrics)] = (MetricSection(name="score"),)
     feedback: FeedbackSection | None = None
     parameters: dict[Annotated[str, AfterValidator(_check_path)], ParameterSection] = {}
     optimizer: OptimizerSection = OptimizerSection()
@@ -364,43 +366,9 @@ def space_record(section: SpaceSection | None) -> Space:
     return Space(kind="box", shape=shape, low=section.low, high=section.high)
 
 
-def why_outside(space: Space, value: Any) -> str | None:
-    """Why `value` (numbers, nested lists) is not in `space`, as a sentence's end; None if it is inside."""
-    if space.kind == "discrete":
-        last = space.start + space.n - 1
-        inside = isinstance(value, int) and not isinstance(value, bool) and space.start <= value <= last
-        return None if inside else f"should be a whole number from {space.start} to {last}, not {value!r}"
-    if space.kind == "box":
-        try:
-            shape, flat = _flatten(value)
-        except ValueError as error:
-            return str(error)
-        if shape != space.shape:
-            return f"should have the shape {list(space.shape)}, not {list(shape)}"
-        for number, low, high in zip(flat, _ends(space.low, len(flat)), _ends(space.high, len(flat)), strict=True):
-            if not ((low is None or number >= low) and (high is None or number <= high)):
-                return f"should lie between {low} and {high}, not at {number}"
-    return None
-
-
-def _flatten(value: Any) -> tuple[tuple[int, ...], list[float]]:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return (), [value]
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"should be a finite number, or a list of them, not {value!r}")  # noqa: TRY004 - about a file, not a call
-    parts = [_flatten(item) for item in value]
-    if len({shape for shape, _ in parts}) > 1:
-        raise ValueError("should have rows of one length")
-    return (len(parts), *(parts[0][0] if parts else ())), [number for _, flat in parts for number in flat]
-
-
-def _ends(end: float | tuple[float | None, ...] | None, count: int) -> tuple[float | None, ...]:
-    return end if isinstance(end, tuple) else (end,) * count
-
-
 def _order_mistakes(low: float | tuple[float, ...] | None, high: float | tuple[float, ...] | None) -> Iterator[tuple[str, str]]:
     count = max(len(end) if isinstance(end, tuple) else 1 for end in (low, high))
-    if any(a is not None and b is not None and a > b for a, b in zip(_ends(low, count), _ends(high, count), strict=False)):
+    if any(a is not None and b is not None and a > b for a, b in zip(ends(low, count), ends(high, count), strict=False)):
         yield "low", "should not lie above high"
 
 
@@ -433,15 +401,20 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     if spec is None or found:
         raise SpecError(found)
     hashed = {
-        "environment": spec.environment.model_dump(mode="json"),
-        "parameters": {name: section.model_dump(mode="json") for name, section in spec.parameters.items()},
-        "metrics": [metric.model_dump(mode="json") for metric in spec.metrics],
-        "feedback": spec.feedback.model_dump(mode="json") if spec.feedback else None,
+        "environment": _hashed(spec.environment),
+        "parameters": {name: _hashed(section) for name, section in spec.parameters.items()},
+        "metrics": [_hashed(metric) for metric in spec.metrics],
+        "feedback": _hashed(spec.feedback) if spec.feedback else None,
     }
     source = make_source(
         files, spec.agent.entrypoint, spec.agent.args, spec.feedback.entrypoint if spec.feedback else None, hashed, file=str(path)
     )
     return spec, source
+
+
+def _hashed(section: BaseModel) -> dict[str, Any]:
+    # Without defaults, so that a key that a later agentd adds doesn't make every source a new one.
+    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
