@@ -450,6 +450,12 @@ class ReleaseSettings(Record):
     difference_range: float = 1.0
     max_error_rate_increase: float = 0.0
     abort_error_rate: float = 0.5
+    promotion_alpha: float | None = None
+    """The level that this candidate's promotion is tested at, granted by `agentd.release.machine.online_alpha`; None: `alpha`."""
+    max_lost_pairs: int = 20
+    """More lost pairs than this leave too little to trust: the release ends inconclusive."""
+    futile_below: float | None = None
+    """PROBE only: the probe is over once its difference is plausibly below this (agentd.release.machine)."""
 
 
 class Test(Record):
@@ -460,6 +466,8 @@ class Test(Record):
     log_e_max: float = 0.0
     mean: float = 0.5
     variance: float = 0.25
+    learned: int = 0
+    """Observations that shaped the bets without being evidence (those of the selection)."""
 
 
 class Change(Record):
@@ -523,8 +531,21 @@ class Verdict(Record):
     pairs: int = 0
 
 
+class WatchSettings(Record):
+    """The `[watch]` rules: expected healthy episodes to an alarm, length of the burn-in, episodes without an alarm that make a revision good."""
+
+    alarm_every: float = 1e6
+    burn_in: int = 30
+    good_after: int = 100
+    confidence: float = 0.95
+    """Of the lower bound that the burn-in gives."""
+
+
 class Watch(Record):
-    """The Shiryaev-Roberts watch on a stable revision: burn-in, then detection against a fixed bound."""
+    """The Shiryaev-Roberts watch on a stable revision: a burn-in gives a lower bound for its mean, which scores are then held against.
+
+    Scores are normalised. `recent` are the latest ones, oldest first.
+    """
 
     revision: str
     burn_in: tuple[float, ...] = ()

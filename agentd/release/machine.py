@@ -1,0 +1,335 @@
+"""The life of a release: what may follow what, and how evidence moves it.
+
+    PROPOSED -> VALIDATED -> SCREENED [-> AWAITING_APPROVAL] -> SELECTION -> CONFIRMATION -> PROMOTED [-> ROLLED_BACK]
+                                                                 (PAUSED)     (PAUSED)    -> REJECTED | PRUNED | INCONCLUSIVE | ABORTED
+
+Everything is pure: a record goes in, the next one comes out, and with it a Verdict where the evidence decides. Whoever calls commits the
+record, then acts on the verdict (`conclude`), then tells.
+
+A pair's way through `observe`, in this order:
+
+1. a guardrail that it violated rejects the candidate at once, whatever the statistics say;
+2. a difference outside the declared `difference_range` ends the release inconclusive: the tests' promises don't hold for it;
+3. during SELECTION it only teaches the tests how to bet; during CONFIRMATION it is evidence in both;
+4. error rates: `abort_error_rate` from the third aborted episode of the candidate on (one or two crashes of a few episodes are no rate),
+   `max_error_rate_increase` from the tenth pair on;
+5. superiority promotes, harm rejects; then pruning (over all pairs), futility (probes), and `max_pairs`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from agentd.errors import IllegalTransition, ReleaseError
+from agentd.records import Change, Pair, PairPlan, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Role, Test, Verdict
+from agentd.release.statistics import BettingTest, Null, OnlineAlpha
+
+ABORTED_EPISODES_BEFORE_RATE = 3
+"""So many aborted episodes make a rate that `abort_error_rate` is compared with."""
+
+PAIRS_BEFORE_COMPARING_ERRORS = 10
+"""From this pair on the error rates of the two roles are compared."""
+
+PAIRS_BEFORE_FUTILITY = 5
+FUTILITY_DEVIATIONS = 2.0
+"""A probe is futile once its mean difference plus so many standard errors is below `futile_below`."""
+
+FINAL = frozenset({Phase.REJECTED, Phase.PRUNED, Phase.INCONCLUSIVE, Phase.ABORTED, Phase.ROLLED_BACK})
+CANARY = frozenset({Phase.SELECTION, Phase.CONFIRMATION})
+
+_ANY_TIME = frozenset({Phase.REJECTED, Phase.INCONCLUSIVE, Phase.ABORTED})
+
+TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
+    {
+        Phase.PROPOSED: _ANY_TIME | {Phase.VALIDATED},
+        Phase.VALIDATED: _ANY_TIME | {Phase.SCREENED},
+        Phase.SCREENED: _ANY_TIME | CANARY | {Phase.AWAITING_APPROVAL, Phase.PROMOTED},
+        Phase.AWAITING_APPROVAL: _ANY_TIME | CANARY | {Phase.PROMOTED},
+        Phase.SELECTION: _ANY_TIME | {Phase.CONFIRMATION, Phase.PAUSED, Phase.PRUNED, Phase.PROMOTED},
+        Phase.CONFIRMATION: _ANY_TIME | {Phase.PAUSED, Phase.PRUNED, Phase.PROMOTED},
+        Phase.PAUSED: _ANY_TIME | CANARY | {Phase.PRUNED, Phase.PROMOTED},
+        Phase.PROMOTED: frozenset({Phase.ROLLED_BACK}),
+        **dict.fromkeys(FINAL, frozenset[Phase]()),
+    }
+)
+"""What may follow what. PAUSED goes back only to the phase that was paused. PROMOTED before CONFIRMATION decides is an operator's force."""
+
+
+def begin(
+    proposal: Proposal | None,
+    *,
+    id: str,  # noqa: A002 - the record's own name for it
+    agent: str,
+    candidate: str,
+    reference: str,
+    settings: ReleaseSettings,
+    at: float,
+    kind: ReleaseKind = ReleaseKind.PROPOSAL,
+    regime: int = 0,
+    who: str = "agentd",
+) -> Release:
+    """A new release. A probe begins SCREENED, since both its revisions have served before; a proposal begins PROPOSED."""
+    probe = kind is ReleaseKind.PROBE
+    phase = Phase.SCREENED if probe else Phase.PROPOSED
+    reason = "asks after an alarm whether the last good revision is better" if probe else "proposed"
+    return Release(
+        id=id,
+        agent=agent,
+        proposal=proposal.id if proposal else "",
+        candidate=candidate,
+        reference=reference,
+        phase=phase,
+        settings=settings,
+        begun_at=at,
+        kind=kind,
+        regime=regime,
+        history=(Change(phase=phase, at=at, who=who, reason=reason),),
+    )
+
+
+def advance(release: Release, to: Phase, *, at: float, who: str, reason: str, stage: str = "") -> Release:
+    """The release in its next phase, with the change in its history. Raises IllegalTransition.
+
+    A promotion that the superiority test hasn't earned is marked `forced`. Pausing and resuming go through here as well.
+    """
+    if to not in TRANSITIONS[release.phase] or (release.phase is Phase.PAUSED and to in CANARY and to is not release.paused_from):
+        raise IllegalTransition(release.id, release.phase, to)
+    promoted = to is Phase.PROMOTED
+    return msgspec.structs.replace(
+        release,
+        phase=to,
+        paused_from=release.phase if to is Phase.PAUSED else None,
+        stage=stage or release.stage,
+        reason=reason,
+        forced=release.forced or (promoted and not superiority(release).decided),
+        ended_at=at if promoted or to in FINAL else release.ended_at,
+        history=(*release.history, Change(phase=to, at=at, who=who, reason=reason)),
+    )
+
+
+def start(release: Release, *, at: float, who: str = "agentd", reason: str = "") -> Release:
+    """Begin the canary: with SELECTION, or with CONFIRMATION where there is nothing to select (a probe, or no selection pairs)."""
+    to = Phase.SELECTION if _selection_pairs(release) else Phase.CONFIRMATION
+    return advance(release, to, at=at, who=who, reason=reason or f"canary begins with {to}")
+
+
+def pause(release: Release, *, at: float, who: str, reason: str = "paused") -> Release:
+    """No more pairs are drawn; those under way still count. Raises IllegalTransition outside a canary."""
+    return advance(release, Phase.PAUSED, at=at, who=who, reason=reason)
+
+
+def resume(release: Release, *, at: float, who: str, reason: str = "resumed") -> Release:
+    """Go on where the release was paused. Raises IllegalTransition if it isn't."""
+    if release.paused_from is None:
+        raise IllegalTransition(release.id, release.phase, "resumed")
+    return advance(release, release.paused_from, at=at, who=who, reason=reason)
+
+
+def conclude(release: Release, verdict: Verdict, *, at: float, who: str = "agentd") -> Release:
+    """The release after its verdict. Raises IllegalTransition."""
+    return advance(release, verdict.phase, at=at, who=who, reason=verdict.reason, stage=verdict.stage)
+
+
+def draw_pair(release: Release, *, id: str, device: str, seed: int | None, flip: bool, at: float) -> PairPlan:  # noqa: A002 - as in begin
+    """The next two episodes on `device`; `flip` (drawn by the caller, with probability 1/2) lets the candidate go first.
+
+    Raises ReleaseError outside a canary.
+    """
+    if release.phase not in CANARY:
+        raise ReleaseError(f"release {release.id} is {release.phase}: it draws no pairs")
+    return PairPlan(
+        id=id,
+        release=release.id,
+        agent=release.agent,
+        device=device,
+        order=(Role.CANDIDATE, Role.STABLE) if flip else (Role.STABLE, Role.CANDIDATE),
+        reference=release.reference,
+        candidate=release.candidate,
+        seed=seed,
+        drawn_at=at,
+    )
+
+
+# --- evidence -------------------------------------------------------------------------------------------------------
+
+
+def observe(release: Release, pair: Pair, *, at: float) -> tuple[Release, Verdict | None]:
+    """The release after one more pair, and the verdict if this pair decides.
+
+    A pair of a release that has ended changes nothing. While PAUSED pairs count, harm and guardrails end the release, and a promotion
+    waits for the first pair after `resume`. Each pair must come once: whoever calls commits pair and release together.
+    Raises ReleaseError for a pair of another release.
+    """
+    if pair.release != release.id:
+        raise ReleaseError(f"pair {pair.id} belongs to release {pair.release}, not {release.id}")
+    if release.phase not in CANARY | {Phase.PAUSED}:
+        return release, None
+    difference = pair.candidate - pair.reference
+    counted = msgspec.structs.replace(
+        release,
+        pairs=release.pairs + 1,
+        reference_sum=release.reference_sum + pair.reference,
+        candidate_sum=release.candidate_sum + pair.candidate,
+        reference_aborted=release.reference_aborted + pair.reference_aborted,
+        candidate_aborted=release.candidate_aborted + pair.candidate_aborted,
+    )
+    if pair.guardrail:
+        return counted, _verdict(counted, Phase.REJECTED, pair.guardrail, stage="guardrail")
+    if not abs(difference) <= release.settings.difference_range:
+        reason = f"a difference of {difference:+.3f} is outside the declared range of {release.settings.difference_range:g}"
+        return counted, _verdict(counted, Phase.INCONCLUSIVE, reason, stage="canary")
+    tested = _test(counted, difference, at=at)
+    return tested, _decide(tested)
+
+
+def lost(release: Release, *, at: float) -> tuple[Release, Verdict | None]:  # noqa: ARG001 - every way of a release takes the time
+    """The release after a pair that a lost plant or network left without a result: it is drawn again, up to `max_lost_pairs` times."""
+    if release.phase not in CANARY | {Phase.PAUSED}:
+        return release, None
+    counted = msgspec.structs.replace(release, lost_pairs=release.lost_pairs + 1)
+    if counted.lost_pairs <= release.settings.max_lost_pairs:
+        return counted, None
+    return counted, _verdict(counted, Phase.INCONCLUSIVE, f"lost evidence: {counted.lost_pairs} pairs", stage="canary")
+
+
+def expire(release: Release, at: float) -> tuple[Release, Verdict | None]:
+    """INCONCLUSIVE once the canary has lasted `max_duration`, pauses included; waiting for approval doesn't count."""
+    since = next((change.at for change in release.history if change.phase in CANARY), None)
+    if release.phase not in CANARY | {Phase.PAUSED} or since is None or at - since < release.settings.max_duration:
+        return release, None
+    return release, _verdict(release, Phase.INCONCLUSIVE, f"no decision within {release.settings.max_duration:g} s", stage="canary")
+
+
+def superiority(release: Release) -> BettingTest:
+    """The test against "not better", at the level that was granted for this candidate."""
+    settings = release.settings
+    level = settings.alpha if settings.promotion_alpha is None else settings.promotion_alpha
+    return BettingTest(level, Null.NOT_BETTER, settings.difference_range, state=release.superiority)
+
+
+def harm(release: Release) -> BettingTest:
+    """The test against "not worse"."""
+    return BettingTest(release.settings.alpha, Null.NOT_WORSE, release.settings.difference_range, state=release.harm)
+
+
+def online_alpha(releases: Iterable[Release], alpha: float) -> OnlineAlpha:
+    """What an agent's earlier releases leave of `alpha`; its `level` is the next release's `promotion_alpha`.
+
+    `releases` are all of the agent's, oldest first. Only proposals whose confirmation began have spent anything; a candidate that was
+    forced to stable was not promoted by its test. Probes are not counted: they follow alarms, not proposals.
+    """
+    control = OnlineAlpha(alpha)
+    for release in releases:
+        confirmed = any(change.phase is Phase.CONFIRMATION for change in release.history)
+        if release.kind is ReleaseKind.PROPOSAL and confirmed:
+            test = superiority(release)
+            control = control.update(promoted=test.decided, level=test.alpha)
+    return control
+
+
+def agrees(release: Release, pairs: Sequence[Pair]) -> bool:
+    """Whether the release's sums are those of its `pairs` as the store has them: only then may a canary resume after a crash."""
+    return (
+        release.pairs == len(pairs)
+        and all(pair.release == release.id for pair in pairs)
+        and math.isclose(release.reference_sum, sum(pair.reference for pair in pairs), abs_tol=1e-9)
+        and math.isclose(release.candidate_sum, sum(pair.candidate for pair in pairs), abs_tol=1e-9)
+        and release.reference_aborted == sum(pair.reference_aborted for pair in pairs)
+        and release.candidate_aborted == sum(pair.candidate_aborted for pair in pairs)
+    )
+
+
+def _selection_pairs(release: Release) -> int:
+    return 0 if release.kind is ReleaseKind.PROBE else release.settings.selection_pairs
+
+
+def _test(release: Release, difference: float, *, at: float) -> Release:
+    better, worse = superiority(release), harm(release)
+    phase = release.paused_from if release.phase is Phase.PAUSED else release.phase
+    if phase is Phase.CONFIRMATION or release.selection.n >= _selection_pairs(release):
+        tested = msgspec.structs.replace(release, superiority=better.update(difference).state, harm=worse.update(difference).state)
+        return tested if phase is Phase.CONFIRMATION else _confirm(tested, at=at)
+    # The state of a test that never bets: its n, mean and variance are what the selection saw.
+    selection = BettingTest(0.5, Null.NOT_BETTER, release.settings.difference_range, state=release.selection).learn(difference).state
+    selected = msgspec.structs.replace(
+        release,
+        selection=msgspec.structs.replace(selection, n=release.selection.n + 1, learned=0),
+        superiority=better.learn(difference).state,
+        harm=worse.learn(difference).state,
+    )
+    return _confirm(selected, at=at) if selected.selection.n >= _selection_pairs(release) and not _hopeless(selected) else selected
+
+
+def _confirm(release: Release, *, at: float) -> Release:
+    if release.phase is Phase.PAUSED:
+        return msgspec.structs.replace(release, paused_from=Phase.CONFIRMATION)
+    return advance(release, Phase.CONFIRMATION, at=at, who="agentd", reason=f"selected after {release.selection.n} pairs")
+
+
+def _decide(release: Release) -> Verdict | None:
+    return _errors(release) or _tests(release) or _hopes(release)
+
+
+def _errors(release: Release) -> Verdict | None:
+    settings, pairs = release.settings, release.pairs
+    rate = release.candidate_aborted / pairs
+    if release.candidate_aborted >= ABORTED_EPISODES_BEFORE_RATE and rate >= settings.abort_error_rate:
+        reason = f"error rate {rate:.0%} ({release.candidate_aborted} of {pairs} episodes) reached {settings.abort_error_rate:.0%}"
+        return _verdict(release, Phase.REJECTED, reason, stage="guardrail")
+    increase = rate - release.reference_aborted / pairs
+    if pairs >= PAIRS_BEFORE_COMPARING_ERRORS and increase > settings.max_error_rate_increase:
+        reason = f"error rate {rate:.0%} against {release.reference_aborted / pairs:.0%}, over {pairs} pairs"
+        return _verdict(release, Phase.REJECTED, reason, stage="guardrail")
+    return None
+
+
+def _tests(release: Release) -> Verdict | None:
+    better, worse = superiority(release), harm(release)
+    if worse.decided:
+        return _verdict(release, Phase.REJECTED, f"harm: {_evidence(release, worse)}", stage="canary", test=worse.state)
+    if better.decided and release.phase is not Phase.PAUSED:
+        return _verdict(release, Phase.PROMOTED, f"better: {_evidence(release, better)}", stage="canary", test=better.state)
+    return None
+
+
+def _hopes(release: Release) -> Verdict | None:
+    settings = release.settings
+    if _hopeless(release):
+        reason = f"mean difference {release.difference:+.3f} after {release.pairs} pairs is below {settings.prune_below:+g}"
+        return _verdict(release, Phase.PRUNED, reason, stage="canary")
+    if _futile(release):
+        reason = (
+            f"the last good revision is not better by {settings.futile_below:.3f}: {release.difference:+.3f} after {release.pairs} pairs"
+        )
+        return _verdict(release, Phase.INCONCLUSIVE, reason, stage="canary")
+    if release.pairs >= settings.max_pairs:
+        return _verdict(release, Phase.INCONCLUSIVE, f"no decision within {settings.max_pairs} pairs", stage="canary")
+    return None
+
+
+def _hopeless(release: Release) -> bool:
+    settings, difference = release.settings, release.difference
+    if release.kind is ReleaseKind.PROBE or difference is None or release.pairs < settings.prune_after_pairs:
+        return False
+    return difference < settings.prune_below
+
+
+def _futile(release: Release) -> bool:
+    settings, difference, n = release.settings, release.difference, release.superiority.n
+    if release.kind is ReleaseKind.PROPOSAL or settings.futile_below is None or difference is None or n < PAIRS_BEFORE_FUTILITY:
+        return False
+    # The test's variance has one imagined observation of 1/4 in it, on the scale of X = (D/B + 1)/2: take both away again.
+    squares = max(release.superiority.variance * (n + 1) - 0.25, 0.0) * (2.0 * settings.difference_range) ** 2
+    standard_error = math.sqrt(squares / (n - 1) / n)
+    return difference + FUTILITY_DEVIATIONS * standard_error < settings.futile_below
+
+
+def _evidence(release: Release, test: BettingTest) -> str:
+    return f"{release.difference:+.3f} over {release.pairs} pairs, e = {test.e_value:.3g} against 1/{test.alpha:.3g}"
+
+
+def _verdict(release: Release, phase: Phase, reason: str, *, stage: str, test: Test | None = None) -> Verdict:
+    log_e = (test or release.superiority).log_e
+    return Verdict(phase=phase, reason=reason, stage=stage, e_value=math.exp(min(log_e, 700.0)), pairs=release.pairs)
