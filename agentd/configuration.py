@@ -32,6 +32,7 @@ _EXPECTED = {
     "int_parsing": "should be a whole number",
     "float_parsing": "should be a number",
     "int_from_float": "should be a whole number",
+    "path_type": "should be a path",
     "tuple_type": "should be a list",
     "dict_type": "should be a table",
     "model_type": "should be a table",
