@@ -459,7 +459,10 @@ class ReleaseSettings(Record):
 
 
 class Test(Record):
-    """The state of one sequential test (agentd.release.statistics.BettingTest), as it is stored."""
+    """The state of one sequential test (agentd.release.statistics.BettingTest), as it is stored.
+
+    `mean` and `variance` are of X = (D/B + 1)/2 over all that the test has seen, and mean nothing before the first.
+    """
 
     n: int = 0
     log_e: float = 0.0

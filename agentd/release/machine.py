@@ -320,9 +320,8 @@ def _futile(release: Release) -> bool:
     settings, difference, n = release.settings, release.difference, release.superiority.n
     if release.kind is ReleaseKind.PROPOSAL or settings.futile_below is None or difference is None or n < PAIRS_BEFORE_FUTILITY:
         return False
-    # The test's variance has one imagined observation of 1/4 in it, on the scale of X = (D/B + 1)/2: take both away again.
-    squares = max(release.superiority.variance * (n + 1) - 0.25, 0.0) * (2.0 * settings.difference_range) ** 2
-    standard_error = math.sqrt(squares / (n - 1) / n)
+    deviation = math.sqrt(release.superiority.variance * n / (n - 1)) * 2.0 * settings.difference_range  # from X = (D/B + 1)/2 back to D
+    standard_error = deviation / math.sqrt(n)
     return difference + FUTILITY_DEVIATIONS * standard_error < settings.futile_below
 
 

@@ -15,10 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+import msgspec
+
 from agentd.records import Test
 
 BET_LIMIT = 0.95
 """Bets as a share of the largest that is allowed: one surprise may cost at most 95% of the capital, never all."""
+
+PRIOR_EDGE = 0.05
+PRIOR_VARIANCE = 1.0 / 16.0
+"""The one imagined observation that a test starts with, on the scale of X: a small edge, so that it bets from the first pair on. Any value
+is valid, since a bet may be anything that doesn't look ahead; these were chosen by simulation (benchmarks/bench_statistics.py)."""
 
 _LARGEST_LOG = 700.0  # exp() of more than this is no float
 
@@ -80,53 +87,55 @@ class BettingTest:
     def bet(self) -> float:
         """The next bet l: approximate GRAPA (Waudby-Smith & Ramdas, section B.3), which nearly maximises the expected log growth."""
         m = self._m
-        edge = self.state.mean - m if self.null is Null.NOT_BETTER else m - self.state.mean
+        edge = (self._mean - m) * self._sign
         if edge <= 0.0:
             return 0.0
+        variance = (PRIOR_VARIANCE + self._seen * self.state.variance) / (self._seen + 1)
         limit = BET_LIMIT / (m if self.null is Null.NOT_BETTER else 1.0 - m)
-        return min(edge / (self.state.variance + edge * edge), limit)
+        return min(edge / (variance + edge * edge), limit)
 
     def update(self, difference: float) -> Self:
         """The test after one more difference. Raises ValueError for one outside [-bound, bound], or NaN."""
         x = self._x(difference)
-        gain = x - self._m if self.null is Null.NOT_BETTER else self._m - x
-        log_e = self.state.log_e + math.log1p(self.bet * gain)
-        learned = self._estimates(x)
-        return dataclasses.replace(
-            self,
-            state=Test(
-                n=self.state.n + 1,
-                learned=self.state.learned,
-                log_e=log_e,
-                log_e_max=max(self.state.log_e_max, log_e),
-                mean=learned[0],
-                variance=learned[1],
-            ),
-        )
+        log_e = self.state.log_e + math.log1p(self.bet * (x - self._m) * self._sign)
+        learned = self._learn(x)
+        state = msgspec.structs.replace(learned, n=learned.n + 1, log_e=log_e, log_e_max=max(learned.log_e_max, log_e))
+        return dataclasses.replace(self, state=state)
 
     def learn(self, difference: float) -> Self:
         """The test after a difference that is no evidence, but sharpens the coming bets (a bet may depend on all that is past)."""
-        mean, variance = self._estimates(self._x(difference))
-        state = self.state
-        return dataclasses.replace(
-            self,
-            state=Test(n=state.n, learned=state.learned + 1, log_e=state.log_e, log_e_max=state.log_e_max, mean=mean, variance=variance),
-        )
+        state = self._learn(self._x(difference))
+        return dataclasses.replace(self, state=msgspec.structs.replace(state, learned=state.learned + 1))
 
     @property
     def _m(self) -> float:
         return (self.boundary / self.bound + 1.0) / 2.0
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.null is Null.NOT_BETTER else -1.0
+
+    @property
+    def _seen(self) -> int:
+        return self.state.n + self.state.learned
+
+    @property
+    def _mean(self) -> float:
+        return (self._m + self._sign * PRIOR_EDGE + self._seen * self.state.mean) / (self._seen + 1)
 
     def _x(self, difference: float) -> float:
         if not -self.bound <= difference <= self.bound:  # also catches NaN
             raise ValueError(f"a difference of {difference} is outside [-{self.bound}, {self.bound}]")
         return (difference / self.bound + 1.0) / 2.0
 
-    def _estimates(self, x: float) -> tuple[float, float]:
-        # Running mean and variance with one imagined observation of mean 1/2 and variance 1/4 (Waudby-Smith & Ramdas, equation 15).
-        weight = 1.0 / (self.state.n + self.state.learned + 2)
-        mean = self.state.mean + weight * (x - self.state.mean)
-        return mean, self.state.variance + weight * ((x - mean) ** 2 - self.state.variance)
+    def _learn(self, x: float) -> Test:
+        # The spread is measured from the running mean with its prior, as in Waudby-Smith & Ramdas, equation (15): after a few equal
+        # values it is larger than the sample's variance, and the bets are more careful.
+        state, seen = self.state, self._seen
+        mean = (state.mean * seen + x) / (seen + 1)
+        centre = (self._m + self._sign * PRIOR_EDGE + (seen + 1) * mean) / (seen + 2)
+        variance = (state.variance * seen + (x - centre) ** 2) / (seen + 1)
+        return msgspec.structs.replace(state, mean=mean, variance=variance)
 
 
 @dataclass(frozen=True, slots=True)
