@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -41,6 +41,14 @@ def _comma_separated(value: Any) -> Any:
     return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
 
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_duration(check_duration(value))
+    if isinstance(value, float) and value > 0:
+        return value
+    raise ValueError('should be a duration such as "30s"')
+
+
 def _check_url(schemes: tuple[str, ...]) -> AfterValidator:
     def check(url: str) -> str:
         scheme, separator, _ = url.partition("://")
@@ -63,15 +71,17 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 
 
 class DaemonSettings(BaseSettings):
-    """What the daemon needs to know. Make it with `load_settings`; paths are absolute, URLs may hold passwords (see `masked`)."""
+    """What the daemon needs to know. Make it with `load_settings`; paths are absolute, URLs may hold passwords."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True, hide_input_in_errors=True, validate_default=False
+    )
 
-    agents_directory: Path = Path("agents")
-    """Each folder in it with an agent.toml is an agent."""
+    agents: Path = Path("agents")
+    """The agents directory: each folder in it with an agent.toml is an agent, or it is one itself."""
     state_directory: Path = Field(default_factory=_default_state_directory)
-    store_url: Annotated[str, _check_url(_STORE_SCHEMES)] | None = None
-    """None: SQLite in the state directory."""
+    store_url: Annotated[str, _check_url(_STORE_SCHEMES)] = ""
+    """SQLite in the state directory unless another is named. May hold a password: show `shown_store_url`."""
     broker_url: Annotated[str, _check_url(_BROKER_SCHEMES)] | None = None
     """For agents of kind mqtt that name none themselves."""
     http_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -84,7 +94,8 @@ class DaemonSettings(BaseSettings):
     api_base: Annotated[str, _check_url(("http", "https"))] | None = None
     api_key_env: Annotated[str, AfterValidator(_check_variable)] | None = None
     """The environment variable that holds the key; the key itself is never in a file."""
-    drain_timeout: Annotated[str, AfterValidator(check_duration)] = "30s"
+    drain_timeout: Annotated[float, BeforeValidator(_seconds)] = 30.0
+    """How long runners may take to finish their episodes on SIGTERM; a text such as "30s" in the file, seconds here."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     seed: int | None = None
@@ -105,14 +116,9 @@ class DaemonSettings(BaseSettings):
         return (init_settings,)
 
     @property
-    def store(self) -> str:
-        """The store's URL."""
-        return self.store_url or f"sqlite+aiosqlite:///{self.state_directory / 'agentd.db'}"
-
-    @property
-    def drain_seconds(self) -> float:
-        """How long runners may take to finish their episodes on SIGTERM, in seconds."""
-        return parse_duration(self.drain_timeout)
+    def shown_store_url(self) -> str:
+        """The store's URL without its password, for logs and answers."""
+        return _PASSWORD_IN_URL.sub(r"\1:***@", self.store_url)
 
     @property
     def loopback_only(self) -> bool:
@@ -123,11 +129,6 @@ class DaemonSettings(BaseSettings):
     def missing_key(self) -> str | None:
         """The variable that `api_key_env` names and that is not set, if so."""
         return self.api_key_env if self.api_key_env and self.api_key is None else None
-
-
-def masked(url: str) -> str:
-    """`url` without its password, for logs and answers."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
 
 
 def find_config(config: Path | None = None) -> Path | None:
@@ -170,13 +171,19 @@ def load_settings(config: Path | None = None, **arguments: Any) -> DaemonSetting
         settings = None
     if found or settings is None:
         raise SpecError(found)
-    absolute = {key: getattr(settings, key).expanduser().absolute() for key in ("agents_directory", "state_directory")}
-    return settings.model_copy(update=absolute)
+    state_directory = settings.state_directory.expanduser().absolute()
+    return settings.model_copy(
+        update={
+            "agents": settings.agents.expanduser().absolute(),
+            "state_directory": state_directory,
+            "store_url": settings.store_url or f"sqlite+aiosqlite:///{state_directory / 'agentd.db'}",
+        }
+    )
 
 
 def _relative_to(path: Path | None, file: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path.cwd() if path is None else path.absolute().parent
-    directories = {"agents_directory", "state_directory"}
+    directories = {"agents", "state_directory"}
     return {
         key: str(folder / Path(value).expanduser()) if key in directories and isinstance(value, str) else value
         for key, value in file.items()
@@ -213,32 +220,31 @@ class Address(msgspec.Struct, frozen=True):
 
     url: str
     pid: int
-    started_at: float
 
-    @classmethod
-    def path(cls, state_directory: Path) -> Path:
-        """The file in a state directory."""
-        return state_directory / "daemon.json"
 
-    def write(self, state_directory: Path) -> None:
-        """Make it known, whole or not at all."""
-        path = self.path(state_directory)
-        new = path.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(self) + b"\n")
-        new.replace(path)
+def _address_path(state_directory: Path) -> Path:
+    return state_directory / "daemon.json"
 
-    @classmethod
-    def read(cls, state_directory: Path) -> Self | None:
-        """The address of the last daemon, which may be gone, or None if there was none. Raises AgentdError for a damaged file."""
-        path = cls.path(state_directory)
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise AgentdError(f"{path} can't be read: {error}") from error
 
-    @classmethod
-    def remove(cls, state_directory: Path) -> None:
-        """Forget it when the daemon ends."""
-        cls.path(state_directory).unlink(missing_ok=True)
+def write_address(state_directory: Path, url: str) -> None:
+    """Make known where this process answers, whole or not at all."""
+    path = _address_path(state_directory)
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(Address(url.rstrip("/"), os.getpid())) + b"\n")
+    new.replace(path)
+
+
+def read_address(state_directory: Path) -> Address | None:
+    """The address of the last daemon, which may have been killed since, or None. Raises AgentdError for a damaged file."""
+    path = _address_path(state_directory)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Address)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise AgentdError(f"{path} can't be read: {error}") from error
+
+
+def remove_address(state_directory: Path) -> None:
+    """Forget the address when the daemon ends."""
+    _address_path(state_directory).unlink(missing_ok=True)

@@ -10,22 +10,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from agentd.configuration import Inconsistent, check_duration, check_size, parse_duration, parse_size, read_toml, validate
 from agentd.errors import Mistake, SpecError
-from agentd.records import Metric, Mode, ReleaseSettings, Source, Space
+from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, Space, WatchSettings
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
 from agentd.spaces import ends, why_outside
 
 __all__ = [
     "AgentSpec",
     "load_agent",
-    "metric_records",
+    "metric_record",
     "parse_duration",
     "parse_size",
     "release_settings",
     "space_record",
+    "watch_settings",
 ]
 
 Duration = Annotated[str, AfterValidator(check_duration)]
@@ -208,6 +210,15 @@ class ParameterSection(_Section):
     choices: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
     approval: bool = False
 
+    def over(self, parameter: Parameter) -> Parameter:
+        """`parameter` with these rules laid over what the program declares."""
+        return msgspec.structs.replace(
+            parameter,
+            bounds=self.bounds if self.bounds is not None else parameter.bounds,
+            choices=self.choices if self.choices is not None else parameter.choices,
+            approval=self.approval or parameter.approval,
+        )
+
 
 class BudgetSection(_Section):
     """`[optimizer] budget`."""
@@ -330,12 +341,14 @@ class AgentSpec(_Section):
 # --- conversions to records -----------------------------------------------------------------------------------------
 
 
-def metric_records(spec: AgentSpec) -> tuple[Metric, ...]:
-    """The declared metrics; the first is the score that releases are decided on."""
-    return tuple(
-        Metric(name=metric.name, low=metric.range[0], high=metric.range[1], higher_is_better=metric.direction == "higher")
-        for metric in spec.metrics
-    )
+def metric_record(section: MetricSection) -> Metric:
+    """A declared metric. The first of `spec.metrics` is the score that releases are decided on."""
+    return Metric(name=section.name, low=section.range[0], high=section.range[1], higher_is_better=section.direction == "higher")
+
+
+def watch_settings(spec: AgentSpec) -> WatchSettings:
+    """The rules of the watch on the stable revision."""
+    return WatchSettings(alarm_every=spec.watch.alarm_every, burn_in=spec.watch.burn_in, good_after=spec.watch.good_after)
 
 
 def release_settings(spec: AgentSpec) -> ReleaseSettings:
