@@ -1,0 +1,1 @@
+"""How to improve: OPTO problems and memory in, a proposal out."""
