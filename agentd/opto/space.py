@@ -1,8 +1,8 @@
 """What search may vary: numbers, booleans, choices, leaves of structured values, and numeric constants inside code.
 
 A *point* is one value per dimension, in the order of the dimensions. Bounds come from the parameter. A number without them ranges over
-[-4s, 4s], symmetric because what breaks a plant most often is a sign, where s is its magnitude now or in the source, whichever is larger;
-a zero takes s from its neighbours in the same value, or 1. A range bounded on both sides that spans two decades or more is searched on a log
+[-4s, 4s], symmetric because what breaks a plant most often is a sign; s is its magnitude now or in the source, whichever is larger. A
+zero takes s from its neighbours in the same value, or 1. A range bounded on both sides that spans two decades or more is searched on a log
 scale.
 """
 
@@ -155,10 +155,8 @@ class Space:
             for index, (constant, value) in enumerate(zip(constants, now or (), strict=True)):
                 label = f"{path}: {constant.label or f'constant {index + 1}'}"
                 signed = constant.place is not Place.THRESHOLD
-                shared = replace(
-                    _number(label, path, (path, str(constant.statement)), value, parameter, integer=constant.integer), signed=signed
-                )
-                yield shared
+                where = (path, str(constant.statement))
+                yield replace(_number(label, where, value, constant.value, parameter, integer=constant.integer), signed=signed)
 
     def _read(self, values: Mapping[str, Value]) -> Point | None:
         point: list[Value] = []
