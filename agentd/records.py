@@ -436,6 +436,43 @@ class Pair(Record):
     guardrail: str = ""
     """A guardrail that the candidate violated in this pair, with its figures."""
     at: float = 0.0
+    metrics: dict[str, tuple[float, float]] = {}
+    """(reference, candidate), normalised, of the further metrics. A side that was aborted has 0."""
+    anchored: bool = False
+    """The reference side ran the release's anchor instead of the stable revision."""
+
+
+class Single(Record):
+    """Evidence without a partner: one episode whose role was drawn at random, with `probability` for the candidate.
+
+    It enters when its window has closed; `score` (normalised) is None if nobody answered until then.
+    """
+
+    id: str
+    release: str
+    device: str
+    role: Role
+    probability: float
+    score: float | None = None
+    aborted: bool = False
+    guardrail: str = ""
+    at: float = 0.0
+    metrics: dict[str, float] = {}
+
+
+class Goal(enum.StrEnum):
+    """What a candidate has to show of a metric."""
+
+    BETTER = "better"
+    NO_WORSE = "no_worse"
+
+
+class MetricRule(Record):
+    """What a release asks of a further metric. `margin` (of the normalised range) is how much worse NO_WORSE lets it be."""
+
+    name: str
+    goal: Goal = Goal.NO_WORSE
+    margin: float = 0.05
 
 
 class ReleaseSettings(Record):
@@ -456,6 +493,15 @@ class ReleaseSettings(Record):
     """More lost pairs than this leave too little to trust: the release ends inconclusive."""
     futile_below: float | None = None
     """PROBE only: the probe is over once its difference is plausibly below this (agentd.release.machine)."""
+    goal: Goal = Goal.BETTER
+    margin: float = 0.0
+    """NO_WORSE only: how much worse, of the normalised range, the candidate may be than the reference, and than the anchor."""
+    metrics: tuple[MetricRule, ...] = ()
+    """The further metrics: promotion needs all of them."""
+    exposure: float | None = None
+    """Set for unpaired evidence: the smallest share, over the release's life, that either role's episodes are drawn with."""
+    silent_score: float = 0.0
+    """Unpaired evidence: the normalised score of an episode that nobody answered in its window."""
 
 
 class Test(Record):
@@ -516,11 +562,19 @@ class Release(Record):
     reason: str = ""
     forced: bool = False
     ended_at: float | None = None
+    reference_episodes: int = 0
+    candidate_episodes: int = 0
+    anchor: str | None = None
+    """NO_WORSE only: the last revision that was promoted as better. Every second pair runs against it."""
+    anchor_pairs: int = 0
+    """Pairs against the anchor; `pairs` and the sums are without them."""
+    tests: dict[str, Test] = {}
+    """The further tests by name (agentd.release.evidence)."""
     history: tuple[Change, ...] = ()
 
     @property
     def difference(self) -> float | None:
-        """Mean normalised difference candidate - reference over all pairs, or None before the first."""
+        """Mean normalised difference candidate - reference over all pairs (single episodes weigh by their inverse probability)."""
         return (self.candidate_sum - self.reference_sum) / self.pairs if self.pairs else None
 
 
@@ -535,7 +589,10 @@ class Verdict(Record):
 
 
 class WatchSettings(Record):
-    """The `[watch]` rules: expected healthy episodes to an alarm, length of the burn-in, episodes without an alarm that make a revision good."""
+    """The `[watch]` rules.
+
+    Expected healthy episodes to an alarm, length of the burn-in, and how many episodes without an alarm make a revision good.
+    """
 
     alarm_every: float = 1e6
     burn_in: int = 30

@@ -6,14 +6,14 @@
 Everything is pure: a record goes in, the next one comes out, and with it a Verdict where the evidence decides. Whoever calls commits the
 record, then acts on the verdict (`conclude`), then tells.
 
-A pair's way through `observe`, in this order:
+The way of a pair, or of a single episode, through `observe`, in this order:
 
 1. a guardrail that it violated rejects the candidate at once, whatever the statistics say;
 2. a difference outside the declared `difference_range` ends the release inconclusive: the tests' promises don't hold for it;
-3. during SELECTION it only teaches the tests how to bet; during CONFIRMATION it is evidence in both;
-4. error rates: `abort_error_rate` from the third aborted episode of the candidate on (one or two crashes of a few episodes are no rate),
-   `max_error_rate_increase` from the tenth pair on;
-5. superiority promotes, harm rejects; then pruning (over all pairs), futility (probes), and `max_pairs`.
+3. during SELECTION it only teaches the tests how to bet; during CONFIRMATION it is evidence in all (agentd.release.evidence);
+4. a difference in response rates (unpaired evidence) rejects as a guardrail; so do error rates: `abort_error_rate` from the third aborted
+   episode of the candidate on (one or two crashes of a few episodes are no rate), `max_error_rate_increase` from the tenth pair on;
+5. harm in any metric rejects, superiority in all promotes; then pruning (over all pairs), futility (probes), and `max_pairs`.
 """
 
 import math
@@ -23,7 +23,8 @@ from types import MappingProxyType
 import msgspec
 
 from agentd.errors import IllegalTransition, ReleaseError
-from agentd.records import Change, Pair, PairPlan, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Role, Test, Verdict
+from agentd.records import Change, Goal, Pair, PairPlan, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Role, Single, Test, Verdict
+from agentd.release import evidence as weighing
 from agentd.release.statistics import BettingTest, Null, OnlineAlpha
 
 ABORTED_EPISODES_BEFORE_RATE = 3
@@ -68,6 +69,7 @@ def begin(
     at: float,
     kind: ReleaseKind = ReleaseKind.PROPOSAL,
     regime: int = 0,
+    anchor: str | None = None,
     who: str = "agentd",
 ) -> Release:
     """A new release. A probe begins SCREENED, since both its revisions have served before; a proposal begins PROPOSED."""
@@ -85,6 +87,7 @@ def begin(
         begun_at=at,
         kind=kind,
         regime=regime,
+        anchor=anchor,
         history=(Change(phase=phase, at=at, who=who, reason=reason),),
     )
 
@@ -103,7 +106,7 @@ def advance(release: Release, to: Phase, *, at: float, who: str, reason: str, st
         paused_from=release.phase if to is Phase.PAUSED else None,
         stage=stage or release.stage,
         reason=reason,
-        forced=release.forced or (promoted and not superiority(release).decided),
+        forced=release.forced or (promoted and not _superior(release)),
         ended_at=at if promoted or to in FINAL else release.ended_at,
         history=(*release.history, Change(phase=to, at=at, who=who, reason=reason)),
     )
@@ -135,17 +138,19 @@ def conclude(release: Release, verdict: Verdict, *, at: float, who: str = "agent
 def draw_pair(release: Release, *, id: str, device: str, seed: int | None, flip: bool, at: float) -> PairPlan:  # noqa: A002 - as in begin
     """The next two episodes on `device`; `flip` (drawn by the caller, with probability 1/2) lets the candidate go first.
 
+    Where there is an anchor (`goal = no_worse`) every second pair has it as the reference; such a pair's evidence is `anchored`.
     Raises ReleaseError outside a canary.
     """
     if release.phase not in CANARY:
         raise ReleaseError(f"release {release.id} is {release.phase}: it draws no pairs")
+    anchored = weighing.has_anchor(release) and release.anchor_pairs < release.pairs
     return PairPlan(
         id=id,
         release=release.id,
         agent=release.agent,
         device=device,
         order=(Role.CANDIDATE, Role.STABLE) if flip else (Role.STABLE, Role.CANDIDATE),
-        reference=release.reference,
+        reference=(release.anchor or release.reference) if anchored else release.reference,
         candidate=release.candidate,
         seed=seed,
         drawn_at=at,
@@ -155,32 +160,28 @@ def draw_pair(release: Release, *, id: str, device: str, seed: int | None, flip:
 # --- evidence -------------------------------------------------------------------------------------------------------
 
 
-def observe(release: Release, pair: Pair, *, at: float) -> tuple[Release, Verdict | None]:
-    """The release after one more pair, and the verdict if this pair decides.
+def observe(release: Release, evidence: Pair | Single, *, at: float) -> tuple[Release, Verdict | None]:
+    """The release after one more pair or single episode, and the verdict if this one decides.
 
-    A pair of a release that has ended changes nothing. While PAUSED pairs count, harm and guardrails end the release, and a promotion
-    waits for the first pair after `resume`. Each pair must come once: whoever calls commits pair and release together.
-    Raises ReleaseError for a pair of another release.
+    Evidence of a release that has ended changes nothing. While PAUSED it counts, harm and guardrails end the release, and a promotion
+    waits for the first evidence after `resume`. Each must come once: whoever calls commits evidence and release together.
+    Raises ReleaseError for evidence of another release, ValueError for a role that was not drawn at random.
     """
-    if pair.release != release.id:
-        raise ReleaseError(f"pair {pair.id} belongs to release {pair.release}, not {release.id}")
+    if evidence.release != release.id:
+        raise ReleaseError(f"evidence {evidence.id} belongs to release {evidence.release}, not {release.id}")
     if release.phase not in CANARY | {Phase.PAUSED}:
         return release, None
-    difference = pair.candidate - pair.reference
-    counted = msgspec.structs.replace(
-        release,
-        pairs=release.pairs + 1,
-        reference_sum=release.reference_sum + pair.reference,
-        candidate_sum=release.candidate_sum + pair.candidate,
-        reference_aborted=release.reference_aborted + pair.reference_aborted,
-        candidate_aborted=release.candidate_aborted + pair.candidate_aborted,
-    )
-    if pair.guardrail:
-        return counted, _verdict(counted, Phase.REJECTED, pair.guardrail, stage="guardrail")
-    if not abs(difference) <= release.settings.difference_range:
-        reason = f"a difference of {difference:+.3f} is outside the declared range of {release.settings.difference_range:g}"
+    found = weighing.differences(release, evidence)
+    counted = weighing.count(release, evidence)
+    if evidence.guardrail:
+        return counted, _verdict(counted, Phase.REJECTED, evidence.guardrail, stage="guardrail")
+    limit = weighing.bound(release.settings)
+    outside = {about: difference for about, difference in found.items() if not abs(difference) <= limit * (1.0 + 1e-12)}
+    if outside:
+        about, difference = next(iter(outside.items()))
+        reason = f"a difference of {difference:+.3f} {about}".rstrip() + f" is outside the declared range of {limit:g}"
         return counted, _verdict(counted, Phase.INCONCLUSIVE, reason, stage="canary")
-    tested = _test(counted, difference, at=at)
+    tested = _test(counted, {about: min(max(difference, -limit), limit) for about, difference in found.items()}, at=at)
     return tested, _decide(tested)
 
 
@@ -202,18 +203,6 @@ def expire(release: Release, at: float) -> tuple[Release, Verdict | None]:
     return release, _verdict(release, Phase.INCONCLUSIVE, f"no decision within {release.settings.max_duration:g} s", stage="canary")
 
 
-def superiority(release: Release) -> BettingTest:
-    """The test against "not better", at the level that was granted for this candidate."""
-    settings = release.settings
-    level = settings.alpha if settings.promotion_alpha is None else settings.promotion_alpha
-    return BettingTest(level, Null.NOT_BETTER, settings.difference_range, state=release.superiority)
-
-
-def harm(release: Release) -> BettingTest:
-    """The test against "not worse"."""
-    return BettingTest(release.settings.alpha, Null.NOT_WORSE, release.settings.difference_range, state=release.harm)
-
-
 def online_alpha(releases: Iterable[Release], alpha: float) -> OnlineAlpha:
     """What an agent's earlier releases leave of `alpha`; its `level` is the next release's `promotion_alpha`.
 
@@ -224,42 +213,59 @@ def online_alpha(releases: Iterable[Release], alpha: float) -> OnlineAlpha:
     for release in releases:
         confirmed = any(change.phase is Phase.CONFIRMATION for change in release.history)
         if release.kind is ReleaseKind.PROPOSAL and confirmed:
-            test = superiority(release)
-            control = control.update(promoted=test.decided, level=test.alpha)
+            control = control.update(promoted=_superior(release), level=weighing.superiority(release).alpha)
     return control
 
 
-def agrees(release: Release, pairs: Sequence[Pair]) -> bool:
-    """Whether the release's sums are those of its `pairs` as the store has them: only then may a canary resume after a crash."""
-    return (
-        release.pairs == len(pairs)
-        and all(pair.release == release.id for pair in pairs)
-        and math.isclose(release.reference_sum, sum(pair.reference for pair in pairs), abs_tol=1e-9)
-        and math.isclose(release.candidate_sum, sum(pair.candidate for pair in pairs), abs_tol=1e-9)
-        and release.reference_aborted == sum(pair.reference_aborted for pair in pairs)
-        and release.candidate_aborted == sum(pair.candidate_aborted for pair in pairs)
-    )
+def agrees(release: Release, ledger: Sequence[Pair | Single]) -> bool:
+    """Whether the release's sums are those of its evidence as the store has it: only then may a canary resume after a crash."""
+    counted = msgspec.structs.replace(release, **dict.fromkeys(_COUNTERS, 0))
+    for evidence in ledger:
+        if evidence.release != release.id:
+            return False
+        counted = weighing.count(counted, evidence)
+    return all(math.isclose(getattr(release, name), getattr(counted, name), abs_tol=1e-9) for name in _COUNTERS)
+
+
+_COUNTERS = (
+    "pairs",
+    "anchor_pairs",
+    "reference_sum",
+    "candidate_sum",
+    "reference_episodes",
+    "candidate_episodes",
+    "reference_aborted",
+    "candidate_aborted",
+)
 
 
 def _selection_pairs(release: Release) -> int:
     return 0 if release.kind is ReleaseKind.PROBE else release.settings.selection_pairs
 
 
-def _test(release: Release, difference: float, *, at: float) -> Release:
-    better, worse = superiority(release), harm(release)
+def _superior(release: Release) -> bool:
+    return all(test.decided for test in weighing.promotion_tests(release).values())
+
+
+def _seen(release: Release) -> int:
+    return release.pairs + release.anchor_pairs
+
+
+def _test(release: Release, found: Mapping[str, float], *, at: float) -> Release:
     phase = release.paused_from if release.phase is Phase.PAUSED else release.phase
     if phase is Phase.CONFIRMATION or release.selection.n >= _selection_pairs(release):
-        tested = msgspec.structs.replace(release, superiority=better.update(difference).state, harm=worse.update(difference).state)
+        tested = weighing.test(release, found, learning=False)
         return tested if phase is Phase.CONFIRMATION else _confirm(tested, at=at)
-    # The state of a test that never bets: its n, mean and variance are what the selection saw.
-    selection = BettingTest(0.5, Null.NOT_BETTER, release.settings.difference_range, state=release.selection).learn(difference).state
-    selected = msgspec.structs.replace(
-        release,
-        selection=msgspec.structs.replace(selection, n=release.selection.n + 1, learned=0),
-        superiority=better.learn(difference).state,
-        harm=worse.learn(difference).state,
-    )
+    learned = weighing.test(release, found, learning=True)
+    selected = msgspec.structs.replace(learned, selection=_selected(release, found))
     return _confirm(selected, at=at) if selected.selection.n >= _selection_pairs(release) and not _hopeless(selected) else selected
+
+
+def _selected(release: Release, found: Mapping[str, float]) -> Test:
+    """What the selection saw: the state of a test that never bets."""
+    test = BettingTest(0.5, Null.NOT_BETTER, weighing.bound(release.settings), state=release.selection)
+    state = test.learn(found[""]).state if "" in found else test.state
+    return msgspec.structs.replace(state, n=release.selection.n + 1, learned=0)
 
 
 def _confirm(release: Release, *, at: float) -> Release:
@@ -269,66 +275,81 @@ def _confirm(release: Release, *, at: float) -> Release:
 
 
 def _decide(release: Release) -> Verdict | None:
-    return _errors(release) or _tests(release) or _hopes(release)
+    return _answers(release) or _errors(release) or _tests(release) or _hopes(release)
+
+
+def _answers(release: Release) -> Verdict | None:
+    decided = next((name for name, test in weighing.answer_tests(release).items() if test.decided), None)
+    return _verdict(release, Phase.REJECTED, f"the candidate gets {decided}", stage="guardrail") if decided else None
 
 
 def _errors(release: Release) -> Verdict | None:
-    settings, pairs = release.settings, release.pairs
-    rate = release.candidate_aborted / pairs
+    settings, episodes, others = release.settings, release.candidate_episodes, release.reference_episodes
+    if not episodes:
+        return None
+    rate = release.candidate_aborted / episodes
     if release.candidate_aborted >= ABORTED_EPISODES_BEFORE_RATE and rate >= settings.abort_error_rate:
-        reason = f"error rate {rate:.0%} ({release.candidate_aborted} of {pairs} episodes) reached {settings.abort_error_rate:.0%}"
+        reason = f"error rate {rate:.0%} ({release.candidate_aborted} of {episodes} episodes) reached {settings.abort_error_rate:.0%}"
         return _verdict(release, Phase.REJECTED, reason, stage="guardrail")
-    increase = rate - release.reference_aborted / pairs
-    if pairs >= PAIRS_BEFORE_COMPARING_ERRORS and increase > settings.max_error_rate_increase:
-        reason = f"error rate {rate:.0%} against {release.reference_aborted / pairs:.0%}, over {pairs} pairs"
+    reference_rate = release.reference_aborted / others if others else 0.0
+    if min(episodes, others) >= PAIRS_BEFORE_COMPARING_ERRORS and rate - reference_rate > settings.max_error_rate_increase:
+        reason = f"error rate {rate:.0%} against {reference_rate:.0%}, over {episodes} episodes"
         return _verdict(release, Phase.REJECTED, reason, stage="guardrail")
     return None
 
 
 def _tests(release: Release) -> Verdict | None:
-    better, worse = superiority(release), harm(release)
-    if worse.decided:
-        return _verdict(release, Phase.REJECTED, f"harm: {_evidence(release, worse)}", stage="canary", test=worse.state)
-    if better.decided and release.phase is not Phase.PAUSED:
-        return _verdict(release, Phase.PROMOTED, f"better: {_evidence(release, better)}", stage="canary", test=better.state)
+    harmful = next(((name, test) for name, test in weighing.rejection_tests(release).items() if test.decided), None)
+    if harmful:
+        name, test = harmful
+        reason = f"harm{name and f' ({name})'}: {_evidence(release, test)}"
+        return _verdict(release, Phase.REJECTED, reason, stage="canary", log_e=test.log_e)
+    if _superior(release) and release.phase is not Phase.PAUSED:
+        test = weighing.superiority(release)
+        word = "better" if release.settings.goal is Goal.BETTER else f"no worse by {release.settings.margin:g}"
+        return _verdict(release, Phase.PROMOTED, f"{word}: {_evidence(release, test)}", stage="canary")
     return None
 
 
 def _hopes(release: Release) -> Verdict | None:
     settings = release.settings
     if _hopeless(release):
-        reason = f"mean difference {release.difference:+.3f} after {release.pairs} pairs is below {settings.prune_below:+g}"
+        reason = f"mean difference {release.difference:+.3f} after {release.pairs} pairs is below {_prune_below(settings):+g}"
         return _verdict(release, Phase.PRUNED, reason, stage="canary")
     if _futile(release):
         reason = (
             f"the last good revision is not better by {settings.futile_below:.3f}: {release.difference:+.3f} after {release.pairs} pairs"
         )
         return _verdict(release, Phase.INCONCLUSIVE, reason, stage="canary")
-    if release.pairs >= settings.max_pairs:
+    if _seen(release) >= settings.max_pairs:
         return _verdict(release, Phase.INCONCLUSIVE, f"no decision within {settings.max_pairs} pairs", stage="canary")
     return None
+
+
+def _prune_below(settings: ReleaseSettings) -> float:
+    return settings.prune_below - (settings.margin if settings.goal is Goal.NO_WORSE else 0.0)
 
 
 def _hopeless(release: Release) -> bool:
     settings, difference = release.settings, release.difference
     if release.kind is ReleaseKind.PROBE or difference is None or release.pairs < settings.prune_after_pairs:
         return False
-    return difference < settings.prune_below
+    return difference < _prune_below(settings)
 
 
 def _futile(release: Release) -> bool:
     settings, difference, n = release.settings, release.difference, release.superiority.n
     if release.kind is ReleaseKind.PROPOSAL or settings.futile_below is None or difference is None or n < PAIRS_BEFORE_FUTILITY:
         return False
-    deviation = math.sqrt(release.superiority.variance * n / (n - 1)) * 2.0 * settings.difference_range  # from X = (D/B + 1)/2 back to D
-    standard_error = deviation / math.sqrt(n)
-    return difference + FUTILITY_DEVIATIONS * standard_error < settings.futile_below
+    deviation = math.sqrt(release.superiority.variance * n / (n - 1)) * 2.0 * weighing.bound(settings)  # from X = (D/B + 1)/2 back to D
+    return difference + FUTILITY_DEVIATIONS * deviation / math.sqrt(n) < settings.futile_below
 
 
 def _evidence(release: Release, test: BettingTest) -> str:
-    return f"{release.difference:+.3f} over {release.pairs} pairs, e = {test.e_value:.3g} against 1/{test.alpha:.3g}"
+    difference = 0.0 if release.difference is None else release.difference
+    return f"{difference:+.3f} over {release.pairs} pairs, e = {test.e_value:.3g} against {1.0 / test.alpha:.0f}"
 
 
-def _verdict(release: Release, phase: Phase, reason: str, *, stage: str, test: Test | None = None) -> Verdict:
-    log_e = (test or release.superiority).log_e
-    return Verdict(phase=phase, reason=reason, stage=stage, e_value=math.exp(min(log_e, 700.0)), pairs=release.pairs)
+def _verdict(release: Release, phase: Phase, reason: str, *, stage: str, log_e: float | None = None) -> Verdict:
+    shown = release.superiority.log_e if log_e is None else log_e
+    return Verdict(phase=phase, reason=reason, stage=stage, e_value=math.exp(min(shown, 700.0)), pairs=_seen(release))
