@@ -1,0 +1,387 @@
+"""The device side of agentd's MQTT protocol, version 1: what a robot runs. It needs aiomqtt and nothing else of agentd.
+
+    class Arm:
+        def on_reset(self, seed): ...                 # -> observation
+        def on_step(self, action): ...                # -> (observation, reward, terminated, truncated, info)
+
+    arm = Arm()
+    device = Device("mqtt://broker:1883", "arm-1", agent="arm", on_reset=arm.on_reset, on_step=arm.on_step, fallback=0.0)
+    await device.run()
+
+The device owns the last line of defence. When no action comes within `action_timeout`, or the network is gone, it applies its own
+`fallback` and goes on: a network's death never leaves the plant without an action. `log` hears of each action that was applied.
+The protocol is written down in docs/devices.md.
+"""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import inspect
+import json
+import random
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+
+Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
+"""What a step returns: observation, reward, terminated, truncated, info; as in Gymnasium."""
+
+SourceOfAction = Literal["action", "safe", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One line of the device's own log: what the plant got at one tick, and where it came from.
+
+    `waited` is the time in seconds from the observation to the action; `revision` is what the agent said had chosen it.
+    """
+
+    episode: str
+    step: int
+    action: Any
+    source: SourceOfAction
+    revision: str
+    waited: float
+
+
+def connection_arguments(broker: str) -> dict[str, Any]:
+    """`mqtt://[user:password@]host[:port]` (or `mqtts://`) as arguments of `aiomqtt.Client`. Raises ValueError for other addresses."""
+    address = urlsplit(broker)
+    if address.scheme not in {"mqtt", "mqtts"} or not address.hostname:
+        raise ValueError("a broker's address has the form mqtt://host:port or mqtts://user:password@host:port")
+    secure = address.scheme == "mqtts"
+    return {
+        "hostname": address.hostname,
+        "port": address.port or (8883 if secure else 1883),
+        "username": unquote(address.username) if address.username else None,
+        "password": unquote(address.password) if address.password else None,
+        "tls_context": ssl.create_default_context() if secure else None,
+        # small messages that wait for each other: Nagle's algorithm would add 40 ms to a tick
+        "socket_options": ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+    }
+
+
+def backoff(attempt: int, generator: random.Random, *, first: float = 0.1, cap: float = 5.0) -> float:
+    """Seconds to wait before attempt number `attempt` (from 0): exponential, capped, with full jitter against stampedes."""
+    limit: float = min(cap, first * 2.0 ** min(attempt, 16))
+    return generator.uniform(limit / 2, limit)
+
+
+class Inbox(asyncio.Queue[aiomqtt.Message]):
+    """A queue for aiomqtt that hands each message over where it arrives, so that nothing grows old in it and nothing can fill it."""
+
+    def __init__(self, maxsize: int = 0, *, handle: Callable[[aiomqtt.Message], None]) -> None:
+        super().__init__(maxsize)
+        self._handle = handle
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        """Hand a message over."""
+        self._handle(item)
+
+    @classmethod
+    def type_for(cls, handle: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
+        """What `aiomqtt.Client(queue_type=...)` takes."""
+        return cast("type[asyncio.Queue[aiomqtt.Message]]", functools.partial(cls, handle=handle))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reset:
+    """The command to begin an episode, or the device's own wish to (`commanded` is False)."""
+
+    episode: str
+    seed: int | None
+    max_steps: int | None
+    commanded: bool = True
+
+
+async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    result = function(*arguments)
+    return await result if inspect.isawaitable(result) else result
+
+
+class Device:
+    """A plant behind MQTT. `run()` serves until it is cancelled or `stop()` is called.
+
+    Args:
+        broker: `mqtt://` or `mqtts://` address.
+        name: the device's name, unique on the broker: a topic level, so without `/`, `+` and `#`.
+        agent: the agent that shall drive it.
+        on_reset: called with a seed (or None), returns the first observation. Callbacks may be async.
+        on_step: called with an action, returns (observation, reward, terminated, truncated, info).
+        fallback: the device's own action when none comes: a value, or a function of the last observation.
+        action_timeout: seconds after an observation at which the fallback is applied.
+        step_interval: seconds from one tick to the next (0: as fast as actions come).
+        begin_after: seconds without a command after which the device begins an episode by itself (None: never).
+        accepts: a last check of an action before it is applied; what it refuses counts as no action.
+        log: called with what was applied at each tick.
+    """
+
+    def __init__(
+        self,
+        broker: str,
+        name: str,
+        *,
+        agent: str,
+        on_reset: Callable[[int | None], Any],
+        on_step: Callable[[Any], Outcome | Awaitable[Outcome]],
+        fallback: Any,
+        action_timeout: float = 0.25,
+        step_interval: float = 0.0,
+        max_steps: int = 1_000_000,
+        begin_after: float | None = None,
+        accepts: Callable[[Any], bool] | None = None,
+        log: Callable[[Applied], None] | None = None,
+        prefix: str = "agentd",
+        labels: Mapping[str, str] | None = None,
+        seedable: bool = True,
+        heartbeat: float = 1.0,
+        generator: random.Random | None = None,
+    ) -> None:
+        if not name or any(character in name for character in "/+#"):
+            raise ValueError("a device's name is one topic level: not empty, without /, + and #")
+        self.name = name
+        self.session = ""
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._connection_arguments = connection_arguments(broker)
+        self._agent = agent
+        self._on_reset = on_reset
+        self._on_step = on_step
+        self._fallback = fallback
+        self._action_timeout = action_timeout
+        self._step_interval = step_interval
+        self._max_steps = max_steps
+        self._begin_after = begin_after
+        self._accepts = accepts or (lambda _: True)
+        self._log = log or (lambda _: None)
+        self._topic = f"{prefix}/v1/devices/{name}"
+        self._labels = dict(labels or {})
+        self._seedable = seedable
+        self._heartbeat = heartbeat
+        self._random = generator or random.Random()  # noqa: S311 - jitter, no secret
+        self._client: aiomqtt.Client | None = None
+        self._reset: _Reset | None = None
+        self._command_came = asyncio.Event()
+        self._stopping = False
+        self._wanted: tuple[str, int] | None = None
+        self._answer: asyncio.Future[tuple[Any, bool, str] | None] | None = None
+        self._group: asyncio.TaskGroup
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers at this moment."""
+        return self._client is not None
+
+    def stop(self) -> None:
+        """End at the next tick: the plant gets the fallback, the agent hears `stopped`, and `run()` returns."""
+        self._stopping = True
+        self._interrupt()
+
+    async def run(self) -> None:
+        """Serve: keep the connection, and the plant, until `stop()`."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            link = group.create_task(self._keep_link(), name=f"device-{self.name}-link")
+            try:
+                await self._serve()
+            finally:
+                link.cancel()
+
+    # --- the plant ----------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        while not self._stopping:
+            begin = await self._next_episode()
+            if begin is not None:
+                await self._episode(begin)
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._say("up/status", {"status": "stopped", "session": self.session, "agent": self._agent}, qos=1, retain=True)
+
+    async def _next_episode(self) -> _Reset | None:
+        if self._reset is None:
+            self._command_came.clear()
+            try:
+                async with asyncio.timeout(self._begin_after):
+                    await self._command_came.wait()
+            except TimeoutError:
+                return _Reset(secrets.token_hex(8), None, None, commanded=False)
+        begin, self._reset = self._reset, None
+        return begin
+
+    async def _episode(self, begin: _Reset) -> None:
+        limit = min(self._max_steps, begin.max_steps or self._max_steps)
+        observation = await _call(self._on_reset, begin.seed)
+        message: dict[str, Any] = {"observation": observation}
+        fallback = False
+        tick_at = time.monotonic()
+        for step in range(limit + 1):
+            last = step == limit or bool(message.get("terminated") or message.get("truncated"))
+            if step == limit and not message.get("terminated"):
+                message["truncated"] = True
+            message |= {"session": self.session, "episode": begin.episode, "step": step, "fallback": fallback}
+            if last:
+                with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                    async with asyncio.timeout(self._action_timeout):
+                        await self._say("up/observation", message)
+                return
+            asked_at = time.monotonic()
+            action, source, revision = await self._ask(begin.episode, step, message)
+            if self._reset is not None:
+                return  # a new episode was asked for: its reset is this plant's next action
+            observation, reward, terminated, truncated, info = await _call(self._on_step, action)
+            self._log(Applied(begin.episode, step, action, source, revision, time.monotonic() - asked_at))
+            self.counts[source] += 1
+            fallback = source == "fallback"
+            message = {
+                "observation": observation,
+                "reward": reward,
+                "terminated": bool(terminated),
+                "truncated": bool(truncated) or self._stopping,
+                "info": info,
+            }
+            tick_at = max(tick_at + self._step_interval, time.monotonic())
+            await asyncio.sleep(tick_at - time.monotonic())
+
+    async def _ask(self, episode: str, step: int, message: dict[str, Any]) -> tuple[Any, SourceOfAction, str]:
+        """Publish an observation and wait for its action, no longer than `action_timeout`."""
+        self._wanted = (episode, step)
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._action_timeout):
+                await self._say("up/observation", message)
+                answer = await self._answer
+            if answer is not None:
+                action, safe, revision = answer
+                return action, "safe" if safe else "action", revision
+        except TimeoutError:
+            self.counts["late"] += 1
+        except aiomqtt.MqttError:
+            self.counts["unsent"] += 1
+            if not self._step_interval:
+                await asyncio.sleep(self._action_timeout)  # without a pace of its own the plant would rush through the outage
+        finally:
+            self._wanted = self._answer = None
+        fallback = self._fallback(message["observation"]) if callable(self._fallback) else self._fallback
+        return fallback, "fallback", ""
+
+    def _interrupt(self) -> None:
+        self._command_came.set()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    # --- the link -----------------------------------------------------------------------------------------------------
+
+    async def _say(self, topic: str, message: dict[str, Any], *, qos: int = 0, retain: bool = False) -> None:
+        if self._client is None:
+            raise aiomqtt.MqttError("not connected")
+        payload = json.dumps(message, separators=(",", ":"), default=_plain)
+        await self._client.publish(f"{self._topic}/{topic}", payload, qos=qos, retain=retain)
+
+    async def _keep_link(self) -> None:
+        attempt = 0
+        while True:
+            # a session is one life of the connection: answers to an older one are recognised and dropped
+            self.session = secrets.token_hex(8)
+            try:
+                async with self._new_client() as client:
+                    await client.subscribe([(f"{self._topic}/down/action", 0), (f"{self._topic}/down/command", 1)])
+                    self._client = client
+                    await self._say("up/status", self._ready(), qos=1, retain=True)
+                    attempt = 0
+                    await self._beat(client)
+            except aiomqtt.MqttError:
+                self.counts["disconnected"] += 1
+            finally:
+                self._client = None
+            await asyncio.sleep(backoff(attempt, self._random))
+            attempt += 1
+
+    def _new_client(self) -> aiomqtt.Client:
+        lost = {"status": "lost", "session": self.session, "agent": self._agent}
+        return aiomqtt.Client(
+            **self._connection_arguments,
+            identifier=f"agentd-device-{self.name}",
+            will=aiomqtt.Will(f"{self._topic}/up/status", json.dumps(lost), qos=1, retain=True),
+            queue_type=Inbox.type_for(self._hear),
+            keepalive=5,
+            timeout=5.0,
+        )
+
+    def _ready(self) -> dict[str, Any]:
+        return {
+            "status": "ready",
+            "session": self.session,
+            "agent": self._agent,
+            "labels": self._labels,
+            "encoding": "json",
+            "seedable": self._seedable,
+        }
+
+    async def _beat(self, client: aiomqtt.Client) -> None:
+        """Say each `heartbeat` seconds that this process lives; raises MqttError when the connection ends."""
+        sequence = 0
+        while True:
+            await self._say("up/heartbeat", {"session": self.session, "seq": sequence})
+            sequence += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat):
+                    async for _ in client.messages:  # messages go to `_hear`; this only ends, by an error, with the connection
+                        pass
+
+    def _hear(self, message: aiomqtt.Message) -> None:
+        try:
+            content = json.loads(message.payload)
+            verb = str(message.topic).removeprefix(f"{self._topic}/down/")
+            if verb == "action":
+                self._hear_action(content)
+            elif verb == "command":
+                self._hear_command(content)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.counts["malformed"] += 1
+
+    def _hear_action(self, content: dict[str, Any]) -> None:
+        if content["session"] != self.session:
+            self.counts["older_session"] += 1
+        elif self._answer is None or self._answer.done() or self._wanted != (content["episode"], content["step"]):
+            self.counts["stale"] += 1  # an action is applied at its own tick or not at all
+        elif not self._accepts(content["action"]):
+            self.counts["refused"] += 1
+        else:
+            self._answer.set_result((content["action"], content["safe"] is True, str(content.get("revision", ""))))
+
+    def _hear_command(self, content: dict[str, Any]) -> None:
+        if content["session"] != self.session:
+            self.counts["older_session"] += 1
+            return
+        problem = ""
+        if content["verb"] == "reset":
+            self._reset = _Reset(str(content["episode"]), _whole(content.get("seed")), _whole(content.get("max_steps")))
+            self._interrupt()
+        elif content["verb"] == "stop":
+            self.stop()
+        else:
+            problem = f"unknown verb {content['verb']!r}"
+        answer = {"id": content.get("id"), "session": self.session, "ok": not problem, "error": problem}
+        self._group.create_task(self._respond(answer), name=f"device-{self.name}-respond")
+
+    async def _respond(self, answer: dict[str, Any]) -> None:
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._say("up/response", answer, qos=1)
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's arrays and scalars for JSON, without importing numpy."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__qualname__} can't be sent")

@@ -1,0 +1,17 @@
+"""Where an agent acts: Gymnasium environments in this process, and plants behind MQTT. The contract is in `contract`."""
+
+from agentd.environments.contract import Begun, Change, Counters, Device, Environment, Joined, Left, Linked, Transition
+from agentd.environments.factory import make_environment
+
+__all__ = [
+    "Begun",
+    "Change",
+    "Counters",
+    "Device",
+    "Environment",
+    "Joined",
+    "Left",
+    "Linked",
+    "Transition",
+    "make_environment",
+]

@@ -1,0 +1,156 @@
+"""Gymnasium environments as devices: `devices` copies, each an own instance, stepped in this process as fast as the policy answers.
+
+An observation is handed over without a pace of its own; a slow simulation holds up the other copies of its agent, and nobody else.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from agentd.clock import Clock
+from agentd.environments.contract import Begun, Change, Counters, Joined, Transition
+from agentd.environments.spaces import fit, from_gymnasium, safe_default
+from agentd.errors import PlantError
+from agentd.records import Space, Value
+
+
+class GymnasiumDevice:
+    """One copy of the environment."""
+
+    seedable = True
+
+    def __init__(self, id: str, plant: Any, spaces: tuple[Space, Space], clock: Clock) -> None:  # noqa: A002 - the contract's name
+        self.id = id
+        self.labels: Mapping[str, str] = {}
+        self._plant = plant
+        self._observation_space, self._action_space = spaces
+        self._clock = clock
+        self._tick = 0
+        self._max_steps = 0
+
+    async def reset(self, episode: str, seed: int | None, max_steps: int) -> Transition:  # noqa: ARG002 - an episode has no name in Gymnasium
+        """Begin an episode, as the contract says."""
+        self._tick = 0
+        self._max_steps = max_steps
+        try:
+            observation, info = self._plant.reset(seed=seed)
+        except Exception as error:
+            raise PlantError(f"{self.id}: reset raised {error!r}") from error
+        return self._transition(observation, None, terminated=False, truncated=False, info=info)
+
+    async def step(self, action: Value, *, revision: str, safe: bool) -> Transition:  # noqa: ARG002 - a simulation doesn't ask who chose it
+        """Answer the plant and wait, as the contract says."""
+        await asyncio.sleep(0)  # other devices, the daemon and the clock get their turn
+        try:
+            observation, reward, terminated, truncated, info = self._plant.step(self._native(action))
+        except Exception as error:
+            raise PlantError(f"{self.id}: step({action!r}) raised {error!r}") from error
+        self._tick += 1
+        truncated = bool(truncated) or self._tick >= self._max_steps
+        return self._transition(observation, float(reward), terminated=bool(terminated), truncated=truncated, info=info)
+
+    async def begun(self) -> Begun:
+        """A simulation never begins by itself: this waits for ever."""
+        never: asyncio.Future[Begun] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def rest(self, action: Value) -> None:
+        """A simulation that isn't stepped stands still already."""
+
+    async def aclose(self) -> None:
+        """Release what is held."""
+        self._plant.close()
+
+    def _native(self, action: Value) -> Any:
+        space = self._plant.action_space
+        return action if self._action_space.kind == "discrete" else np.asarray(action, dtype=space.dtype).reshape(space.shape)
+
+    def _transition(self, observation: Any, reward: float | None, *, terminated: bool, truncated: bool, info: dict[str, Any]) -> Transition:
+        space = self._observation_space
+        if space.kind == "discrete":
+            value: Value = int(observation)
+        elif len(space.shape) <= 1:
+            value = observation.tolist()
+        else:
+            value = observation
+        return Transition(
+            observation=value,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            info=_plain(info),
+            tick=self._tick,
+            received_at=self._clock.monotonic(),
+        )
+
+
+def _plain(info: Mapping[str, Any]) -> dict[str, Value]:
+    """What of an environment's info can cross a border: numbers, words and arrays of numbers."""
+    plain: dict[str, Value] = {}
+    for key, value in info.items():
+        if isinstance(value, np.generic):
+            plain[str(key)] = value.item()
+        elif isinstance(value, bool | int | float | str | type(None)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+            plain[str(key)] = value
+    return plain
+
+
+class GymnasiumEnvironment:
+    """`devices` copies of the environment `id`, named `sim-1`, `sim-2`, ..."""
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - Gymnasium's word
+        *,
+        args: Mapping[str, Any],
+        devices: int,
+        max_steps: int,
+        safe_action: Value,
+        clock: Clock,
+    ) -> None:
+        self.counters = Counters()
+        plants = [_make(id, args, max_steps) for _ in range(devices)]
+        self.observation_space = from_gymnasium(plants[0].observation_space)
+        self.action_space = from_gymnasium(plants[0].action_space)
+        try:
+            self.safe_action = safe_default(self.action_space) if safe_action is None else fit(self.action_space, safe_action)
+        except ValueError as error:
+            raise PlantError(f"the safe action is not in the action space of {id}: {error}") from error
+        spaces = (self.observation_space, self.action_space)
+        self._devices = [GymnasiumDevice(f"sim-{number}", plant, spaces, clock) for number, plant in enumerate(plants, 1)]
+
+    @property
+    def connected(self) -> bool:
+        """Whether devices can be reached now."""
+        return True
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """Devices as they join and leave, as the contract says."""
+        for device in self._devices:
+            yield Joined(device)
+        await asyncio.get_running_loop().create_future()  # none ever joins or leaves later
+
+    async def announce(self, status: str) -> None:
+        """Nobody listens to a simulation."""
+
+    async def aclose(self) -> None:
+        """Release what is held."""
+        for device in self._devices:
+            await device.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+
+def _make(id: str, args: Mapping[str, Any], max_steps: int) -> Any:  # noqa: A002 - Gymnasium's word
+    import gymnasium  # noqa: PLC0415 - it costs 0.3 s that a runner of MQTT devices doesn't need
+
+    try:
+        return gymnasium.make(id, max_episode_steps=max_steps, **args)
+    except Exception as error:
+        raise PlantError(f"the Gymnasium environment {id!r} can't be made: {error}") from error

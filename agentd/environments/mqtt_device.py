@@ -1,0 +1,288 @@
+"""One device behind MQTT: which observation is expected, which one counts, and what is answered when nobody drives."""
+
+import asyncio
+import collections
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from agentd.clock import Clock
+from agentd.environments.contract import Begun, Counters, Transition
+from agentd.environments.spaces import fit
+from agentd.errors import PlantLost
+from agentd.records import Space, Value
+from agentd.spec import MqttSection
+
+T = TypeVar("T")
+
+_KEPT_OBSERVATIONS = 8
+_KNOWN_EPISODES = 32
+
+
+class Observation(msgspec.Struct):
+    """`up/observation`. `fallback`: since the last observation the device used its own action."""
+
+    session: str
+    episode: str
+    step: int
+    observation: Any = None
+    reward: float | None = None
+    terminated: bool = False
+    truncated: bool = False
+    info: dict[str, Any] = {}
+    fallback: bool = False
+
+
+class Heartbeat(msgspec.Struct):
+    """`up/heartbeat` and `down/heartbeat`."""
+
+    session: str
+    seq: int = 0
+
+
+class Carrier(Protocol):
+    """What a device needs of its environment."""
+
+    counters: Counters
+    observation_space: Space
+    action_space: Space
+    safe_action: Value
+    session: str
+    settings: MqttSection
+    clock: Clock
+
+    async def publish(self, device: str, topic: str, payload: bytes, qos: int = 0) -> bool:
+        """Publish now; False when it can't."""
+        ...
+
+    def publish_soon(self, device: str, topic: str, payload: bytes) -> None:
+        """Publish from a handler."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+        ...
+
+
+class MqttDevice:
+    """One life (session) of a device on the broker."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        id: str,  # noqa: A002 - the contract's name
+        *,
+        session: str,
+        labels: Mapping[str, str],
+        encoding: Literal["json", "msgpack"],
+        seedable: bool,
+    ) -> None:
+        self.id = id
+        self.session = session
+        self.labels = labels
+        self.encoding: Literal["json", "msgpack"] = encoding
+        self.seedable = seedable
+        self.heard_at = carrier.clock.monotonic()
+        self._carrier = carrier
+        self._codec = msgspec.json if encoding == "json" else msgspec.msgpack
+        self._episode: str | None = None
+        self._newest = -1
+        self._answered = -1
+        self._commanding = False
+        self._commands = 0
+        self._known: collections.deque[str] = collections.deque(maxlen=_KNOWN_EPISODES)
+        self._arrivals: collections.deque[Transition] = collections.deque(maxlen=_KEPT_OBSERVATIONS)
+        self._begun: Begun | None = None
+        self._gone: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    # --- for the environment ------------------------------------------------------------------------------------------
+
+    def decode(self, payload: bytes, type_: type[T]) -> T:
+        """A message of this device in the encoding that its status asked for. Raises msgspec.MsgspecError."""
+        message: T = self._codec.decode(payload, type=type_)
+        return message
+
+    def heard(self, session: str | None = None) -> None:
+        """Note a sign of life."""
+        if session is None or session == self.session:
+            self.heard_at = self._carrier.clock.monotonic()
+        else:
+            self._carrier.counters.dropped["older_session"] += 1
+
+    def leave(self, reason: str) -> None:
+        """End this life: whoever waits hears PlantLost."""
+        self._gone = self._gone or reason
+        self._wake()
+
+    def hear(self, message: Observation) -> None:
+        """Sort an observation in, or drop it."""
+        dropped = self._carrier.counters.dropped
+        if message.session != self.session:
+            dropped["older_session"] += 1
+            return
+        self.heard_at = self._carrier.clock.monotonic()
+        if message.episode != self._episode and not self._adopt(message):
+            dropped["stale"] += 1
+            self._answer_safely(message, "orphan")
+            return
+        if message.step <= self._newest:
+            dropped["stale"] += 1
+            return
+        self._newest = message.step
+        try:
+            value = fit(self._carrier.observation_space, message.observation)
+        except ValueError:
+            dropped["out_of_space"] += 1
+            if self._begun is not None:
+                self._episode = self._begun = None  # an episode can't begin with what can't be used
+            if not (message.terminated or message.truncated):
+                self._answered = message.step
+                self._answer_safely(message, "invalid_observation")
+                return
+            value = None  # the end is news even where the observation is none
+        transition = Transition(
+            observation=value,
+            reward=message.reward,
+            terminated=message.terminated,
+            truncated=message.truncated,
+            info=message.info,
+            tick=message.step,
+            received_at=self.heard_at,
+            fallback=message.fallback,
+        )
+        if self._begun is not None and message.step == 0:
+            self._begun = Begun(message.episode, transition)
+        else:
+            if len(self._arrivals) == _KEPT_OBSERVATIONS:
+                dropped["superseded"] += 1
+            self._arrivals.append(transition)
+        self._wake()
+
+    def _adopt(self, message: Observation) -> bool:
+        """Whether this begins an episode that nobody asked for."""
+        if message.step != 0 or self._commanding or message.episode in self._known:
+            return False
+        self._open(message.episode)
+        self._begun = Begun(message.episode, Transition(observation=None))  # completed by `hear`
+        return True
+
+    def _open(self, episode: str) -> None:
+        self._known.append(episode)
+        self._episode = episode
+        self._newest = self._answered = -1
+        self._arrivals.clear()
+        self._begun = None
+
+    def _answer_safely(self, message: Observation, reason: str) -> None:
+        if message.terminated or message.truncated:
+            return
+        self._carrier.counters.safe_actions[reason] += 1
+        payload = self._action(message.episode, message.step, self._carrier.safe_action, revision="", safe=True)
+        self._carrier.publish_soon(self.id, "down/action", payload)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- the contract -------------------------------------------------------------------------------------------------
+
+    async def reset(self, episode: str, seed: int | None, max_steps: int) -> Transition:
+        """Begin an episode, as the contract says."""
+        self._check()
+        self._open(episode)
+        self._commanding = True
+        self._commands += 1
+        command = {
+            "id": f"{self._carrier.session}-{self._commands}",
+            "verb": "reset",
+            "session": self.session,
+            "episode": episode,
+            "seed": seed,
+            "max_steps": max_steps,
+        }
+        try:
+            await self._carrier.publish(self.id, "down/command", self._codec.encode(command), qos=1)
+            return await self._next()
+        finally:
+            self._commanding = False
+
+    async def step(self, action: Value, *, revision: str, safe: bool) -> Transition:
+        """Answer the plant and wait, as the contract says."""
+        self._check()
+        if self._begun is not None:
+            raise PlantLost(f"{self.id} began another episode", reason="superseded")
+        if self._arrivals:
+            self._carrier.counters.dropped["late_action"] += 1  # the plant has moved on: a late action is never sent
+        elif self._episode is not None and self._newest > self._answered:
+            self._answered = self._newest
+            payload = self._action(self._episode, self._newest, action, revision=revision, safe=safe)
+            await self._carrier.publish(self.id, "down/action", payload)
+        return await self._next()
+
+    async def begun(self) -> Begun:
+        """Wait for an episode that the device begins by itself."""
+        while self._begun is None:
+            self._check()
+            await self._wait()
+        begun, self._begun = self._begun, None
+        return begun
+
+    async def rest(self, action: Value) -> None:
+        """Leave the episode with the safe action."""
+        if self._gone is None and self._episode is not None and self._newest > self._answered:
+            payload = self._action(self._episode, self._newest, action, revision="", safe=True)
+            await self._carrier.publish(self.id, "down/action", payload)
+        self._episode = None
+
+    async def aclose(self) -> None:
+        """The environment owns the connection: nothing is held here."""
+
+    def _action(self, episode: str, step: int, action: Value, *, revision: str, safe: bool) -> bytes:
+        message = {"session": self.session, "episode": episode, "step": step, "revision": revision, "action": action, "safe": safe}
+        payload: bytes = self._codec.encode(message, enc_hook=_plain)
+        return payload
+
+    def _check(self) -> None:
+        if self._gone is not None:
+            raise PlantLost(f"{self.id} is gone: {self._gone}", reason=self._gone)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _next(self) -> Transition:
+        """The newest observation of the episode. What came between is counted; its rewards are not lost."""
+        try:
+            async with asyncio.timeout(self._carrier.settings.observation_timeout):
+                while not self._arrivals:
+                    self._check()
+                    if self._begun is not None:
+                        raise PlantLost(f"{self.id} began another episode", reason="superseded")
+                    await self._wait()
+        except TimeoutError:
+            self._episode = None
+            reason = "silent" if self._carrier.connected else "disconnected"
+            raise PlantLost(f"{self.id} sent no observation in {self._carrier.settings.observation_timeout:g} s", reason=reason) from None
+        newest = self._arrivals.pop()
+        if self._arrivals:
+            self._carrier.counters.dropped["superseded"] += len(self._arrivals)
+            earlier = [transition.reward for transition in self._arrivals if transition.reward is not None]
+            reward = sum(earlier, newest.reward or 0.0) if earlier else newest.reward
+            newest = msgspec.structs.replace(newest, reward=reward, fallback=True)
+            self._arrivals.clear()
+        if newest.last:
+            self._episode = None
+        return newest
+
+
+def _plain(value: Any) -> Any:
+    """Actions of two and more dimensions are arrays."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__qualname__} can't be sent")

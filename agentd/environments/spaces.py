@@ -1,0 +1,123 @@
+"""Spaces: from Gymnasium, from agent.toml, and whether a value lies in one."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agentd.errors import PlantError
+from agentd.records import Space, Value
+from agentd.spec import SpaceSection
+
+_TOLERANCE = 1e-6  # bounds are often float32, values float64
+
+
+def from_section(section: SpaceSection | None) -> Space:
+    """The space that agent.toml declares; any value where it declares none."""
+    if section is None:
+        return Space()
+    if section.discrete is not None:
+        return Space(kind="discrete", n=section.discrete, start=section.start)
+    return Space(kind="box", shape=section.shape, low=section.low, high=section.high)
+
+
+def from_gymnasium(space: Any) -> Space:
+    """The space of a Gymnasium environment. Raises PlantError for kinds other than Box and Discrete."""
+    import gymnasium.spaces  # noqa: PLC0415 - it costs 0.3 s that a runner of MQTT devices doesn't need
+
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Space(kind="discrete", n=int(space.n), start=int(space.start))
+    if isinstance(space, gymnasium.spaces.Box):
+        return Space(kind="box", shape=tuple(space.shape), low=_bounds(space.low), high=_bounds(space.high))
+    raise PlantError(f"a Gymnasium space of kind {type(space).__name__} is not supported: Box and Discrete are")
+
+
+def _bounds(bounds: Any) -> tuple[float | None, ...]:
+    return tuple(float(bound) if math.isfinite(bound) else None for bound in bounds.ravel())
+
+
+def safe_default(space: Space) -> Value:
+    """An action that does the least: the first of a discrete space, the value nearest to zero of a box. Raises PlantError for `any`."""
+    if space.kind == "discrete":
+        return space.start
+    if space.kind == "box":
+        low, high = spread(space.low, space, -math.inf), spread(space.high, space, math.inf)
+        return fit(space, np.clip(np.zeros(low.shape), low, high).reshape(space.shape))
+    raise PlantError("an environment whose action space is not declared needs [environment.safe_action]")
+
+
+def spread(bound: float | Sequence[float | None] | None, space: Space, missing: float) -> Any:
+    """A declared bound as a flat array with one entry per component; `missing` where there is none."""
+    count = math.prod(space.shape)
+    if bound is None:
+        return np.full(count, missing)
+    if isinstance(bound, int | float):
+        return np.full(count, float(bound))
+    return np.array([missing if item is None else float(item) for item in bound])
+
+
+def fit(space: Space, value: Value) -> Value:
+    """`value` as a plain value of `space`. Raises ValueError, saying why, when it is not in it."""
+    if value is None:
+        raise ValueError("nothing was given")
+    if space.kind == "discrete":
+        return _fit_discrete(space, value)
+    if space.kind == "box":
+        return _fit_box(space, value)
+    return value
+
+
+def _fit_discrete(space: Space, value: Value) -> int:
+    if isinstance(value, np.generic | np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, int):  # True and False are whole numbers here, as `angle > 0` is an action
+        raise ValueError(f"a whole number was expected, not {_shown(value)}")  # noqa: TRY004 - one kind of error for "not in the space"
+    if not space.start <= value < space.start + space.n:
+        raise ValueError(f"{value} is not one of {space.start}..{space.start + space.n - 1}")
+    return int(value)
+
+
+def _fit_box(space: Space, value: Value) -> Value:
+    if len(space.shape) == 1 and type(value) is list and len(value) == space.shape[0]:
+        items = value  # the common case, without numpy
+    else:
+        try:
+            array = np.asarray(value, dtype=float)
+        except (TypeError, ValueError):
+            raise ValueError(f"numbers of shape {space.shape} were expected, not {_shown(value)}") from None
+        if array.size == 1 and math.prod(space.shape) == 1:
+            array = array.reshape(space.shape)
+        if array.shape != space.shape:
+            raise ValueError(f"shape {space.shape} was expected, not {array.shape}")
+        items = array.ravel().tolist()
+    fitted = [_within(item, _bound(space.low, index), _bound(space.high, index), index) for index, item in enumerate(items)]
+    if len(space.shape) == 0:
+        return fitted[0]
+    return fitted if len(space.shape) == 1 else np.array(fitted).reshape(space.shape)
+
+
+def _bound(bound: float | tuple[float | None, ...] | None, index: int) -> float | None:
+    return bound[index] if isinstance(bound, tuple) else bound
+
+
+def _within(item: Any, low: float | None, high: float | None, index: int) -> float:
+    if not isinstance(item, int | float):
+        raise ValueError(f"component {index} is not a number: {_shown(item)}")  # noqa: TRY004 - one kind of error for "not in the space"
+    number = float(item)
+    if not math.isfinite(number):
+        raise ValueError(f"component {index} is {number}")
+    if low is not None and number < low:
+        if number < low - _TOLERANCE * max(1.0, abs(low)):
+            raise ValueError(f"component {index} is {number:.6g}, below {low:.6g}")
+        return low
+    if high is not None and number > high:
+        if number > high + _TOLERANCE * max(1.0, abs(high)):
+            raise ValueError(f"component {index} is {number:.6g}, above {high:.6g}")
+        return high
+    return number
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
