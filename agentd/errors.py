@@ -26,6 +26,7 @@
     │   └── StaleRelease          an operator's decision about a release that has moved on
     ├── StoreError
     │   ├── NotFound
+    │   ├── Ambiguous             a prefix of more than one id
     │   ├── StoreVersionError     a database from a newer agentd
     │   └── StoreUnavailable      full disk, locked or unreachable database
     └── DaemonUnreachable         the CLI found no daemon
@@ -205,6 +206,16 @@ class NotFound(StoreError):  # noqa: N818 - named as it is spoken of
         self.kind = kind
         self.key = key
         super().__init__(f"there is no {kind} {key!r}")
+
+
+class Ambiguous(StoreError):  # noqa: N818 - named as it is spoken of
+    """`key` is the beginning of several ids; `matches` are some of them."""
+
+    def __init__(self, kind: str, key: str, matches: Sequence[str]) -> None:
+        self.kind = kind
+        self.key = key
+        self.matches = tuple(matches)
+        super().__init__(f"{key!r} could be more than one {kind}: {', '.join(self.matches)}; give more of it")
 
 
 class StoreVersionError(StoreError):
