@@ -642,6 +642,8 @@ class AgentState(Record):
     tried: tuple[str, ...] = ()
     """Revisions of earlier worlds that were tried in this regime already."""
     updated_at: float = 0.0
+    parameters: tuple[Parameter, ...] = ()
+    """The trainable parameters of `source`, as its worker found them: whoever reads the store shows values beside these defaults."""
 
 
 # --- what happened --------------------------------------------------------------------------------------------------
