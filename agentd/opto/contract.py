@@ -41,18 +41,20 @@ class OptimizerContext(Record, frozen=True):
     """All that an optimizer is made from.
 
     `parameters` are the trainable ones, with the rules of `agent.toml` laid over; `values` the full values of the running revision, whose
-    id is `parent`. Only memory of the same `regime` says how good values are now. `models` are litellm names in order of preference; none
-    means that no model is configured. `at` is the time of asking (Unix seconds). `options` are the algorithm's own.
+    id is `stable` and whose mean normalised score in this regime is `stable_mean`, where known. Only memory of the same `regime` says how
+    good values are now. `models` are litellm names in order of preference; none means that no model is configured. `at` is the time of
+    asking (Unix seconds). `options` are the algorithm's own.
     """
 
     agent: str
-    parent: str
+    stable: str
     parameters: tuple[Parameter, ...]
     values: dict[str, Value]
     objective: str = ""
     algorithm: str = "hybrid"
     models: tuple[str, ...] = ()
     regime: int = 0
+    stable_mean: float | None = None
     history: int = 10
     allowed_imports: tuple[str, ...] = ("math", "numpy")
     budget: BudgetLimits = BudgetLimits()
@@ -155,11 +157,11 @@ def make_proposal(
     exchange: str = "",
 ) -> Proposal:
     """A proposal whose id follows from what it says and when it was asked for."""
-    content = msgspec.msgpack.encode((context.agent, context.parent, values, algorithm, seed, context.at), order="deterministic")
+    content = msgspec.msgpack.encode((context.agent, context.stable, values, algorithm, seed, context.at), order="deterministic")
     return Proposal(
         id=hashlib.sha256(content).hexdigest()[:32],
         agent=context.agent,
-        parent=context.parent,
+        parent=context.stable,
         values=values,
         algorithm=algorithm,
         at=context.at,

@@ -89,7 +89,7 @@ class OptimizerProcess:
         if not values:
             raise OptimizerError(f"the optimizer {context.algorithm!r} proposed no change")
         return msgspec.structs.replace(
-            message.proposal, agent=context.agent, parent=context.parent, values=values, at=context.at, dollars=metered.dollars
+            message.proposal, agent=context.agent, parent=context.stable, values=values, at=context.at, dollars=metered.dollars
         )
 
     async def _start(self) -> "Process":

@@ -149,7 +149,9 @@ def _ask(study: "optuna.Study", space: Space) -> Point:
 
 
 def _baseline(problems: Sequence[Problem], memory: Sequence[MemoryEntry], context: OptimizerContext) -> float:
-    """The running revision's mean score in this regime: memory's, or that of the episodes at hand."""
+    """The running revision's mean score in this regime: as told, as memory has it, or that of the episodes at hand."""
+    if context.stable_mean is not None:
+        return context.stable_mean
     for entry in reversed(memory):
         if entry.regime == context.regime and entry.mean is not None and entry.fate in GOOD_FATES and same(entry.values, context.values):
             return entry.mean

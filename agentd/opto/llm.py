@@ -1,0 +1,311 @@
+"""One client for every call of a model, on litellm (DESIGN section 9).
+
+Each request is checked against the budget before anything leaves, has a deadline per call and one over all, is tried again with jittered
+backoff where that can help (429, 5xx, time-outs, lost connections) and nowhere else, and goes to the next model when one has failed.
+What it used is settled in the ledger and handed on as a `Usage` record. Keys appear in no error, no log and no record.
+
+litellm is imported on the first call, in a thread: it takes two seconds. It fetches no price table and sends no telemetry.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgspec
+
+from agentd.clock import Clock
+from agentd.errors import ModelError
+from agentd.opto.budget import Ledger, estimate_tokens
+from agentd.opto.cache import NoCache, ReplyCache
+from agentd.opto.contract import Llm, LlmReply, LlmRequest, Message
+from agentd.records import Usage
+
+__all__ = ["LitellmClient", "Llm", "LlmSettings"]
+
+_RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_UNKNOWN = frozenset({"cancelled", "408"})  # the model may have answered, and the provider billed: the estimate counts
+_TOKENS_PER_IMAGE = 1_500
+_KEY_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_KEY_SHAPES = re.compile(r"(?i)\b(sk-|gsk_|xai-|hf_|AIza)[\w*.-]{4,}|(?<=bearer )[\w.~+/*-]{4,}")
+_MASK = "[key]"
+
+
+@dataclass(frozen=True, slots=True)
+class LlmSettings:
+    """How models are reached. `models` are used, in order, by requests that name none. Durations in seconds.
+
+    `api_base` and `api_key` go to every model; without them litellm finds each provider's own in the environment.
+    """
+
+    models: tuple[str, ...] = ()
+    api_base: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    call_timeout: float = 60.0
+    total_timeout: float = 180.0
+    attempts: int = 4
+    backoff: float = 0.5
+    longest_backoff: float = 20.0
+    concurrency: int = 4
+
+
+async def _discard(usage: Usage) -> None:
+    """The default for who doesn't want usage records."""
+
+
+class LitellmClient:
+    """The daemon's Llm. Use as `async with`."""
+
+    def __init__(
+        self,
+        settings: LlmSettings,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        on_usage: Callable[[Usage], Awaitable[None]] = _discard,
+        cache: ReplyCache | None = None,
+        generator: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._clock = clock
+        self._on_usage = on_usage
+        self._cache = cache or NoCache()
+        self._generator = generator or random.Random()  # noqa: S311 - jitter needs no secrecy
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._without_schema: set[str] = set()
+        self._litellm: Any = None
+        self._loading = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes litellm's connections and ends its background task."""
+        if self._litellm is not None:
+            litellm, self._litellm = self._litellm, None
+            await asyncio.shield(_close(litellm))
+
+    async def complete(self, request: LlmRequest) -> LlmReply:
+        """The answer of the first model that gives one.
+
+        Raises BudgetExhausted before anything was spent, or ModelError of the last model tried: for no model, an unknown one, a missing
+        key, a refusal, an outage, or the end of the total deadline.
+        """
+        models = request.models or self._settings.models
+        if not models:
+            raise ModelError("no model is configured: set [optimizer] models, or models in agentd.toml", model="")
+        failures: list[ModelError] = []
+        try:
+            async with asyncio.timeout(self._settings.total_timeout):
+                for model in models:
+                    cached = await asyncio.to_thread(self._cache.get, model, request)
+                    if cached is not None:
+                        return cached
+                    try:
+                        reply = await self._ask_patiently(model, request)
+                    except ModelError as error:
+                        failures.append(error)
+                    else:
+                        await asyncio.to_thread(self._cache.put, model, request, reply)
+                        return reply
+        except TimeoutError:
+            text = f"{models[min(len(failures), len(models) - 1)]}: no answer within {self._settings.total_timeout:g} s"
+            raise ModelError(text, model=models[0], retryable=True) from None
+        if len(failures) == 1:
+            raise failures[0]
+        last = failures[-1]
+        text = "every model failed: " + "; ".join(str(failure) for failure in failures)
+        raise ModelError(text, model=last.model, status=last.status, retryable=any(failure.retryable for failure in failures))
+
+    async def _ask_patiently(self, model: str, request: LlmRequest) -> LlmReply:
+        """Asks `model` again while that can help."""
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                async with self._places:
+                    return await self._ask(model, request)
+            except _Refused as refused:
+                if not refused.error.retryable or attempt == self._settings.attempts:
+                    raise refused.error from None
+                ceiling = min(self._settings.longest_backoff, self._settings.backoff * 2.0 ** (attempt - 1))
+                wait = ceiling * (0.5 + 0.5 * self._generator.random())
+                await asyncio.sleep(max(wait, min(refused.retry_after, self._settings.total_timeout)))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _ask(self, model: str, request: LlmRequest) -> LlmReply:
+        """One call: reserve, ask, settle."""
+        litellm = await self._load()
+        asked = sum(estimate_tokens(message.content) + _TOKENS_PER_IMAGE * len(message.images) for message in request.messages)
+        reservation = self._ledger.reserve(request.agent, _price(litellm, model, asked, request.max_tokens), self._clock.time())
+        outcome, reply = "cancelled", LlmReply(text="", model=model)
+        try:
+            response = await self._call(litellm, model, request)
+            reply = _read(litellm, model, response)
+            outcome = "ok"
+        except _Refused as refused:
+            outcome = str(refused.error.status or "unreachable")
+            raise
+        finally:
+            usage = Usage(
+                agent=request.agent,
+                purpose=request.purpose,
+                model=model,
+                outcome=outcome,
+                at=self._clock.time(),
+                tokens_in=reply.tokens_in,
+                tokens_out=reply.tokens_out,
+                dollars=reservation.dollars if outcome in _UNKNOWN else reply.dollars,
+            )
+            self._ledger.settle(reservation, usage)
+            await asyncio.shield(self._on_usage(usage))
+        return reply
+
+    async def _call(self, litellm: Any, model: str, request: LlmRequest) -> Any:
+        schema = request.schema if model not in self._without_schema else None
+        try:
+            return await self._transport(litellm, model, request, schema)
+        except _Refused as refused:
+            if schema is None or refused.error.status not in (400, 422) or not _is_about_schema(str(refused.error)):
+                raise
+            self._without_schema.add(model)  # it said so; the prompt describes the form anyway
+        return await self._transport(litellm, model, request, None)
+
+    async def _transport(self, litellm: Any, model: str, request: LlmRequest, schema: dict[str, Any] | None) -> Any:
+        arguments: dict[str, Any] = {
+            "model": model,
+            "messages": [_message(message) for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "timeout": self._settings.call_timeout,
+            "num_retries": 0,
+            "max_retries": 0,
+            "drop_params": True,
+        }
+        if request.seed is not None:
+            arguments["seed"] = request.seed
+        if self._settings.api_base is not None:
+            arguments["api_base"] = self._settings.api_base
+        if self._settings.api_key is not None:
+            arguments["api_key"] = self._settings.api_key
+        if schema is not None:
+            arguments["response_format"] = {"type": "json_schema", "json_schema": {"name": "proposal", "schema": schema, "strict": True}}
+        try:
+            async with asyncio.timeout(self._settings.call_timeout):
+                return await litellm.acompletion(**arguments)
+        except TimeoutError:
+            error = ModelError(f"{model}: no answer within {self._settings.call_timeout:g} s", model=model, status=408, retryable=True)
+            raise _Refused(error) from None
+        except Exception as error:  # noqa: BLE001 - litellm raises whatever its providers' libraries raise
+            raise self._refusal(model, error) from None  # the cause may hold the request, and with it the key
+
+    def _refusal(self, model: str, error: Exception) -> "_Refused":
+        status = getattr(error, "status_code", None)
+        status = status if isinstance(status, int) else None
+        name = type(error).__name__
+        reason = self._masked(re.sub(r"\s+", " ", str(error)).replace(f"litellm.{name}: ", "").removeprefix(f"{name}: ").strip())[:500]
+        lost = name in ("APIConnectionError", "Timeout")
+        hint = ""
+        if status in (401, 403) or "api_key" in reason.lower():
+            hint = " (is the API key set in the daemon's environment?)"
+        elif "LLM Provider NOT provided" in reason or status == 404:
+            hint = " (is the model's name a litellm name, such as openai/gpt-4.1-mini?)"
+        retryable = (status in _RETRYABLE or lost) and not hint and name != "BudgetExceededError"
+        quota = "insufficient_quota" in reason or "exceeded your current quota" in reason
+        problem = ModelError(f"{model}: {name}: {reason}{hint}", model=model, status=status, retryable=retryable and not quota)
+        return _Refused(problem, retry_after=_retry_after(error))
+
+    def _masked(self, text: str) -> str:
+        for key in _secrets(self._settings.api_key, os.environ):
+            text = text.replace(key, _MASK)
+        return _KEY_SHAPES.sub(_MASK, text)
+
+    async def _load(self) -> Any:
+        async with self._loading:
+            if self._litellm is None:
+                self._litellm = await asyncio.to_thread(_import_litellm)
+        return self._litellm
+
+
+class _Refused(Exception):  # noqa: N818 - private: an error with the server's wish about when to come back
+    def __init__(self, error: ModelError, *, retry_after: float = 0.0) -> None:
+        self.error = error
+        self.retry_after = retry_after
+        super().__init__()
+
+
+def _import_litellm() -> Any:
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no fetch of price tables, now or later
+    litellm: Any = importlib.import_module("litellm")
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    litellm.turn_off_message_logging = True
+    litellm.disable_aiohttp_transport = True  # httpx closes its connections when told to
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return litellm
+
+
+async def _close(litellm: Any) -> None:
+    worker = importlib.import_module("litellm.litellm_core_utils.logging_worker").GLOBAL_LOGGING_WORKER
+    with contextlib.suppress(Exception):  # nothing in there is ours, and nothing is lost
+        await asyncio.wait_for(worker.stop(), timeout=2.0)
+    await litellm.close_litellm_async_clients()
+    litellm.in_memory_llm_clients_cache.flush_cache()
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if not message.images:
+        return {"role": message.role, "content": message.content}
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
+    return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
+
+
+def _price(litellm: Any, model: str, tokens_in: int, tokens_out: int) -> float:
+    """Dollars, at most; 0 for a model without a known price, which is a local one."""
+    try:
+        asked, answered = litellm.cost_per_token(model=model, prompt_tokens=tokens_in, completion_tokens=tokens_out)
+    except Exception:  # noqa: BLE001 - litellm raises many things for a model it doesn't know
+        return 0.0
+    return float(asked + answered)
+
+
+def _read(litellm: Any, model: str, response: Any) -> LlmReply:
+    usage = getattr(response, "usage", None)
+    tokens_in, tokens_out = (int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    choices = getattr(response, "choices", None) or []
+    text = (choices[0].message.content if choices else None) or ""
+    return LlmReply(
+        text=text if isinstance(text, str) else msgspec.json.encode(text).decode(),
+        model=model,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out or (estimate_tokens(text) if text else 0),
+        dollars=_price(litellm, model, tokens_in, tokens_out),
+        finish_reason=str(choices[0].finish_reason) if choices else "none",
+    )
+
+
+def _is_about_schema(text: str) -> bool:
+    return bool(re.search(r"response_format|json_schema|schema|structured|grammar", text, re.IGNORECASE))
+
+
+def _retry_after(error: Exception) -> float:
+    headers = getattr(error, "litellm_response_headers", None) or getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except (TypeError, ValueError):  # a date; the backoff will do
+        return 0.0
+
+
+def _secrets(api_key: str | None, environment: Mapping[str, str]) -> Iterator[str]:
+    """Every text that must not be shown, the longest first."""
+    found = {value for name, value in environment.items() if _KEY_NAMES.search(name)} | {api_key or ""}
+    yield from sorted((value for value in found if len(value) >= 6), key=len, reverse=True)
