@@ -1,0 +1,131 @@
+"""What the HTTP API needs of the daemon, and what the daemon tells of itself."""
+
+import enum
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import field
+
+from agentd.records import AgentState, Mode, Record, Release, Value
+
+
+class Health(enum.StrEnum):
+    """How an agent is. DEGRADED: it serves, but something needs (or is getting) attention."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """No daemon hosts it now: read from the store."""
+
+
+class AgentStatus(Record, frozen=True):
+    """What an operator sees of an agent at a glance."""
+
+    name: str
+    mode: Mode
+    health: str = Health.OK
+    problem: str = ""
+    state: AgentState | None = None
+    """None until its runner is up for the first time."""
+    release: Release | None = None
+    """The release in progress."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """Status by device id."""
+    isolation: int = 0
+    runner_session: str = ""
+    runner_pid: int | None = None
+    runner_adopted: bool = False
+    episodes: int = 0
+    """Since the daemon started."""
+    recent: tuple[float, ...] = ()
+    """Normalised scores of the stable revision, oldest first."""
+    optimizer: str = "idle"
+    """idle, or what it is doing or waiting for."""
+
+
+class DaemonStatus(Record, frozen=True):
+    """The daemon and all its agents."""
+
+    version: str
+    pid: int
+    started_at: float
+    epoch: int
+    state_directory: str
+    store_url: str
+    """Without its password."""
+    agents: tuple[AgentStatus, ...] = ()
+    broken: dict[str, str] = field(default_factory=dict)
+    """Agent folders that can't be loaded, and why."""
+
+
+class Commands(Protocol):
+    """The verbs of an operator. Every one names who gave it.
+
+    They raise NotFound for an agent, release or revision that isn't there; StaleRelease for a decision about a release that has moved on;
+    IllegalTransition for one that its phase doesn't allow; RunnerError while the agent is not up; StoreUnavailable when nothing can be
+    committed, and then nothing was changed.
+    """
+
+    def status(self) -> DaemonStatus:
+        """The daemon and all its agents."""
+        ...
+
+    def agent_status(self, agent: str) -> AgentStatus:
+        """One agent."""
+        ...
+
+    def logs(self, agent: str) -> tuple[str, ...]:
+        """The last lines that the agent's workers printed, oldest first: untrusted text."""
+        ...
+
+    async def submit(self, agent: str, values: Mapping[str, Value], *, who: str, note: str = "") -> Release:
+        """An operator's proposal: values by parameter path. It goes the way of every other.
+
+        Raises DecodingError or CodecError for values that can't be, ReleaseError where they change nothing.
+        """
+        ...
+
+    async def approve(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Let a release that awaits approval go on to its canary."""
+        ...
+
+    async def promote(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Force a screened release past its canary. It is watched against its predecessor's bound."""
+        ...
+
+    async def abort(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """End a release; all routes go back to stable."""
+        ...
+
+    async def pause(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Draw no more pairs; the evidence so far stays."""
+        ...
+
+    async def resume(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Go on with a paused release."""
+        ...
+
+    async def retry(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Begin an ended release's proposal again, as a new release."""
+        ...
+
+    async def pause_agent(self, agent: str, *, who: str) -> AgentStatus:
+        """Start no more episodes; the plant stays in its safe state."""
+        ...
+
+    async def resume_agent(self, agent: str, *, who: str) -> AgentStatus:
+        """Go on after `pause_agent`."""
+        ...
+
+    async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Serve a known revision from the next episode on: rollback or pin."""
+        ...
+
+    async def propose(self, agent: str, *, who: str) -> None:
+        """Ask the optimizer for a proposal now."""
+        ...
+
+    async def reload(self) -> None:
+        """Read the agents directory again."""
+        ...

@@ -1,0 +1,45 @@
+"""/livez, /readyz and /metrics: for supervisors, load balancers and Prometheus."""
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import PlainTextResponse, Response
+
+from agentd.api.context import Shared, role_of
+from agentd.api.ports import Health
+from agentd.api.problems import Problem
+from agentd.errors import StoreError
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/livez")
+async def live() -> Response:
+    """200 while the event loop turns. Needs no token and tells nothing."""
+    return PlainTextResponse("ok\n")
+
+
+@router.get("/readyz")
+async def ready(shared: Shared) -> Response:
+    """200 when the store answers and every agent that can be loaded is up, else 503. Needs no token and names nothing."""
+    try:
+        await shared.store.agents()
+    except StoreError as error:
+        raise Problem(503, "store-unavailable", "the store does not answer") from error
+    failed = sum(agent.health == Health.FAILED for agent in shared.commands.status().agents)
+    if failed:
+        raise Problem(503, "agents-failed", f"{failed} agents are not up")
+    return PlainTextResponse("ok\n")
+
+
+@router.get("/metrics")
+async def read_metrics(shared: Shared, request: Request) -> Response:
+    """Prometheus metrics. Without a token only where the API is bound to loopback."""
+    if not shared.settings.loopback_only and role_of(request) is None:
+        raise Problem(401, "unauthenticated", "metrics need the viewer's token", headers={"WWW-Authenticate": 'Bearer realm="agentd"'})
+    metrics, agents = shared.metrics, shared.commands.status().agents
+    for agent in agents:
+        if agent.state is not None:
+            metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
+    metrics.forget_all_but({agent.name for agent in agents})
+    metrics.store(queued=shared.store.queued, write_errors=shared.store.write_errors)
+    return Response(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

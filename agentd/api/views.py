@@ -1,0 +1,130 @@
+"""Records as JSON shows them: every field present, arrays as lists, nothing that JSON can't say. The CLI shows the same from the store."""
+
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentd import codec
+from agentd.api.ports import AgentStatus, DaemonStatus
+from agentd.records import AgentState, Episode, EpisodeSummary, Event, Feedback, Pair, Provenance, Release, Revision, Source, TraceGraph
+
+MAX_E_VALUE = 1e300
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911 - one return per kind of value
+    """`value` as dicts, lists, texts, numbers, booleans and None. Numbers that JSON lacks become None, bytes their count."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value.value if isinstance(value, enum.Enum) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"bytes": len(value)}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # an array or number of numpy, which need not be loaded here
+        return plain(value.tolist())
+    return str(value)
+
+
+def release_view(release: Release) -> dict[str, Any]:
+    """A release with its derived figures: mean difference, and e-values (capped at MAX_E_VALUE)."""
+    view: dict[str, Any] = plain(release)
+    view["difference"] = plain(release.difference)
+    view["e_value"] = _e_value(release.superiority.log_e)
+    view["e_value_worse"] = _e_value(release.harm.log_e)
+    return view
+
+
+def _e_value(log_e: float) -> float:
+    return min(math.exp(min(log_e, 700.0)), MAX_E_VALUE)
+
+
+def agent_view(status: AgentStatus) -> dict[str, Any]:
+    """An agent at a glance."""
+    state = status.state
+    return {
+        "name": status.name,
+        "mode": status.mode.value,
+        "health": str(status.health),
+        "problem": status.problem,
+        "stable": state.stable if state else None,
+        "desired": state.desired if state else None,
+        "last_good": state.last_good if state else None,
+        "source": state.source if state else None,
+        "regime": state.regime if state else 0,
+        "paused": state.paused if state else False,
+        "improving": state.improving if state else False,
+        "watch": _watch_view(state),
+        "release": release_view(status.release) if status.release else None,
+        "devices": dict(status.devices),
+        "isolation": status.isolation,
+        "runner": {"session": status.runner_session, "pid": status.runner_pid, "adopted": status.runner_adopted},
+        "episodes": status.episodes,
+        "recent": [plain(score) for score in status.recent],
+        "optimizer": status.optimizer,
+    }
+
+
+def _watch_view(state: AgentState | None) -> dict[str, Any] | None:
+    if state is None or state.watch is None:
+        return None
+    watch = state.watch
+    phase = "alarmed" if watch.alarmed else "burn-in" if watch.bound is None else "watching"
+    return {"phase": phase, "episodes": watch.episodes, "bound": plain(watch.bound)}
+
+
+def daemon_view(status: DaemonStatus) -> dict[str, Any]:
+    """The daemon with all its agents."""
+    view: dict[str, Any] = plain(status)
+    view["agents"] = [agent_view(agent) for agent in status.agents]
+    return view
+
+
+def parameters_view(state: AgentState, revision: Revision) -> list[dict[str, Any]]:
+    """The parameters with their values in `revision`, where they differ from the source's defaults or not."""
+    return [plain(parameter) | {"value": plain(revision.values.get(parameter.path, parameter.default))} for parameter in state.parameters]
+
+
+def revision_view(revision: Revision, provenance: tuple[Provenance, ...], source: Source | None = None) -> dict[str, Any]:
+    """A revision with where it came from, and its source where that is asked for."""
+    view: dict[str, Any] = plain(revision) | {"provenance": plain(provenance)}
+    return view if source is None else view | {"source_files": plain(source.files)}
+
+
+def pairs_view(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:
+    """The evidence of a release."""
+    return [plain(pair) for pair in pairs]
+
+
+def summary_view(summary: EpisodeSummary) -> dict[str, Any]:
+    """An episode as lists show it."""
+    view: dict[str, Any] = plain(summary)
+    return view
+
+
+def episode_view(episode: Episode, feedback: Feedback | None) -> dict[str, Any]:
+    """An episode with its steps and feedback; its trace has a route of its own."""
+    view: dict[str, Any] = plain(msgspec.structs.replace(episode, trace=None))
+    del view["trace"]
+    return view | {"feedback": plain(feedback)}
+
+
+def trace_view(content: bytes) -> dict[str, Any]:
+    """A trace graph. The policy worker wrote it: untrusted text throughout. Raises CodecError where it is none."""
+    view: dict[str, Any] = plain(codec.decode(content, TraceGraph))
+    return view
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    """An event."""
+    view: dict[str, Any] = plain(event)
+    return view
