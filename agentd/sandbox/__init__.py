@@ -1,0 +1,39 @@
+"""Where untrusted code runs: an exec'd zygote forks workers, which lock themselves down before they see a line of it (DESIGN section 7).
+
+    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=2) as zygote:
+        worker = await PolicyWorker.start(zygote, source=source, revision=revision, limits=limits, on_log=print)
+        await worker.reset("robot-1", episode="e1", seed=7)
+        action = await worker.act("robot-1", 0, observation)
+
+Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `policy`, `feedback`, `limits`,
+`isolation`. The other side of the border, which must import little: `main`, `server`, `programs`, `judging`, `loader`, `lockdown`, `seccomp`,
+`landlock`, `namespaces`. Both know `wire`. Names are resolved lazily, so that the zygote never imports asyncio or pydantic by accident.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentd.sandbox.feedback import FeedbackWorker
+    from agentd.sandbox.isolation import Isolation, probe
+    from agentd.sandbox.limits import Limits
+    from agentd.sandbox.policy import UNCHANGED, PolicyWorker
+    from agentd.sandbox.zygote import Zygote
+
+__all__ = ["UNCHANGED", "FeedbackWorker", "Isolation", "Limits", "PolicyWorker", "Zygote", "probe"]
+
+_HOMES = {
+    "FeedbackWorker": "feedback",
+    "Isolation": "isolation",
+    "Limits": "limits",
+    "PolicyWorker": "policy",
+    "UNCHANGED": "policy",
+    "Zygote": "zygote",
+    "probe": "isolation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,220 @@
+"""The trusted end of a worker's channel: one call at a time, in order, each with a time limit. Nothing that comes back is believed.
+
+The way of a call is short, since it is the way of an action to a plant: encode, one `send`, one callback, one `recv_into`, decode. There is one
+timer per channel, armed anew only when it fires, rather than one per call.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from agentd import codec
+from agentd.errors import CodecError, IsolationError, LoadError, PolicyError, ProtocolViolation, SandboxError, WorkerTimeout
+from agentd.records import Value
+from agentd.sandbox.wire import (
+    FRAGMENTED,
+    MAX_ERROR_MESSAGE,
+    MAX_PACKET,
+    MAX_TRACEBACK,
+    Answer,
+    Failure,
+    Reply,
+    announced,
+    packets,
+    printable,
+    shortened,
+)
+
+
+class _Call(NamedTuple):
+    number: int
+    message: bytes
+    timeout: float
+    future: asyncio.Future[Value]
+
+
+class Channel:
+    """Calls to a worker over a non-blocking, connected packet socket, which it owns.
+
+    `on_end` is called once, from the event loop, with what the worker did wrong, or with None when the other end was closed. The owner then finds
+    out the rest and calls `close` with the error that open calls get.
+    """
+
+    def __init__(self, connection: socket.socket, on_end: Callable[[SandboxError | None], None]) -> None:
+        self._socket = connection
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._current: _Call | None = None
+        self._waiting: deque[_Call] = deque()  # bounded by the devices of an agent: each has at most one call
+        self._outgoing: Iterator[bytes | memoryview] | None = None
+        self._unsent: bytes | memoryview = b""
+        self._buffer = bytearray(MAX_PACKET + 1)  # one byte more than allowed, to see that a packet is too long
+        self._view = memoryview(self._buffer)
+        self._parts: list[bytes] = []
+        self._missing = 0
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: SandboxError | None = None
+        self._open = True
+        self._loop.add_reader(connection, self._read)
+
+    def next_number(self) -> int:
+        """The number of the next call."""
+        self._number += 1
+        return self._number
+
+    def call(self, number: int, message: bytes, timeout: float) -> asyncio.Future[Value]:
+        """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.
+
+        The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call keeps
+        its place: the worker finishes it, and the answer is thrown away.
+        """
+        future: asyncio.Future[Value] = self._loop.create_future()
+        call = _Call(number, message, timeout, future)
+        if self._error is not None:
+            future.set_exception(self._error)
+        elif self._current is None and self._open:
+            self._start(call)
+        else:
+            self._waiting.append(call)
+        return future
+
+    def close(self, error: SandboxError) -> None:
+        """Close the socket; open calls and later ones get `error`."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._stop()
+        self._socket.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        calls = [self._current] if self._current is not None else []
+        calls += self._waiting
+        self._current = None
+        self._waiting.clear()
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(error)
+
+    def _stop(self) -> None:
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+
+    def _end(self, error: SandboxError | None) -> None:
+        if self._open:
+            self._stop()
+            self._on_end(error)
+
+    # --- sending ---
+
+    def _start(self, call: _Call) -> None:
+        self._current = call
+        self._deadline = deadline = self._loop.time() + call.timeout
+        if self._timer is None or self._timer.when() > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._watch)
+        message = call.message
+        if len(message) <= MAX_PACKET:
+            try:
+                self._socket.send(message)
+            except BlockingIOError:
+                self._outgoing, self._unsent = iter(()), message
+                self._loop.add_writer(self._socket, self._pump)
+            except OSError:
+                self._end(None)
+            return
+        self._outgoing = packets(message)
+        self._unsent = next(self._outgoing)
+        self._loop.add_writer(self._socket, self._pump)
+
+    def _pump(self) -> None:
+        """Send as much as the socket takes; called when it can take some."""
+        if self._outgoing is None:
+            return
+        try:
+            while True:
+                self._socket.send(self._unsent)
+                self._unsent = next(self._outgoing)
+        except BlockingIOError:
+            return
+        except StopIteration:
+            self._outgoing = None
+            self._loop.remove_writer(self._socket)
+        except OSError:
+            self._end(None)
+
+    def _watch(self) -> None:
+        self._timer = None
+        if self._current is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._watch)
+            return
+        timeout = self._current.timeout
+        self._end(WorkerTimeout(f"the worker gave no answer within {timeout:g} s and was killed", timeout=timeout))
+
+    # --- receiving ---
+
+    def _read(self) -> None:
+        try:
+            size = self._socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(None)
+            return
+        if size == 0:
+            self._end(None)
+            return
+        try:
+            self._accept(self._view[:size], size)
+        except CodecError as error:
+            self._end(ProtocolViolation(f"the worker sent what no worker sends: {error}"))
+
+    def _accept(self, packet: memoryview, size: int) -> None:
+        call = self._current
+        if call is None:
+            raise CodecError("a message that nobody asked for")
+        if size > MAX_PACKET:
+            raise CodecError(f"a packet of more than {MAX_PACKET} bytes")
+        if self._missing:
+            if size != min(MAX_PACKET, self._missing):
+                raise CodecError(f"a fragment of {size} bytes where {min(MAX_PACKET, self._missing)} were announced")
+            self._parts.append(bytes(packet))
+            self._missing -= size
+            if self._missing:
+                return
+            message, self._parts = b"".join(self._parts), []
+            reply = codec.decode(message, Reply)
+        elif packet[0] == FRAGMENTED:
+            self._missing = announced(packet)
+            return
+        else:
+            reply = codec.decode(packet, Reply)
+        if reply.id != call.number or self._outgoing is not None:
+            raise CodecError(f"an answer to request {reply.id} while request {call.number} was open")
+        self._current = None
+        if not call.future.done():
+            if isinstance(reply, Answer):
+                call.future.set_result(reply.value)
+            else:
+                call.future.set_exception(_error_of(reply))
+        while self._waiting and self._current is None:
+            following = self._waiting.popleft()
+            if not following.future.done():
+                self._start(following)
+
+
+def _error_of(failure: Failure) -> SandboxError:
+    """The error of an untrusted failure: its texts are cut and stripped of control characters."""
+    message = printable(shortened(failure.message, MAX_ERROR_MESSAGE)) or "no reason given"
+    traceback = printable(shortened(failure.traceback, MAX_TRACEBACK))
+    if failure.kind == "isolation":
+        return IsolationError(message, wanted=2, available=1)
+    return LoadError(message, traceback=traceback) if failure.kind == "load" else PolicyError(message, traceback=traceback)

@@ -1,0 +1,192 @@
+"""The policy worker's program: one policy instance per device, an episode's graph around each call of `act`."""
+
+import asyncio
+import contextvars
+import inspect
+import itertools
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
+from typing import Any
+
+import msgspec
+
+from agentd import codec
+from agentd.errors import LoadError, TraceError
+from agentd.records import Kind, Parameter, Value
+from agentd.sandbox.loader import load_entrypoint
+from agentd.sandbox.wire import Act, Finish, Load, LoadState, Request, Reset, State
+from agentd.trace.errors import ExecutionError
+from agentd.trace.export import Limits, export
+from agentd.trace.graph import Graph
+from agentd.trace.nodes import Node, unwrap
+from agentd.trace.parameters import assign, describe, find_parameters
+
+MAX_INSTANCES = 2_000
+"""Devices come and go: beyond this many, the instance that was reset longest ago is let go."""
+MAX_GRAPH_NODES = 200_000
+"""An episode whose graph grows beyond this begins a new graph at the current observation; what was before is counted as dropped."""
+
+
+class Seat:
+    """A device's policy instance and the graph of its episode. Calls run in a context of their own, whose graph this is."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.act: Callable[[Node], Any] = policy.act
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last episode, open a new one's graph."""
+        self.graph = Graph()
+        self.context = contextvars.copy_context()
+        self.context.run(self.graph.__enter__)
+        self.observation: Node | None = None
+        self.action: Any = None
+        self.error: Node | None = None
+        self.dropped = 0
+
+    def observe(self, observation: Value) -> Node:
+        """The node of what the device sees now: what the environment made of the last observation and action."""
+        if self.observation is None:
+            made = self.graph.message("environment_reset", {}, observation, "The first observation of the episode.")
+        else:
+            inputs = {"observation": self.observation, "action": self.action}
+            made = self.graph.message("environment_step", inputs, observation, "What the environment made of the action.")
+        if len(self.graph) > MAX_GRAPH_NODES:
+            self.dropped += len(self.graph) - 1
+            self.graph.clear()
+            self.graph.nodes.append(made)
+        self.observation = made
+        return made
+
+
+class PolicyProgram:
+    """Serves Load, Reset, Act, Finish, State and LoadState."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._seats: dict[str, Seat] = {}
+        self._spare: Any = None
+        self._make: Callable[[], Any] = _nothing
+        self._handlers: dict[type[Request], Callable[[Any], Value]] = {
+            Act: self._act,
+            Reset: self._reset,
+            Finish: self._finish,
+            State: self._state,
+            LoadState: self._load_state,
+        }
+
+    def load(self, request: Load) -> list[Parameter]:
+        """Import the program, build the first instance, and tell its parameters as the source has them; then assign the revision's values."""
+        factory = load_entrypoint(request.files, request.allowed_imports, request.entrypoint)
+        program = self._complete(factory(**request.args))
+        if not callable(getattr(program, "act", None)):
+            raise LoadError(f"{request.entrypoint} makes a {type(program).__name__}, which has no method act(observation)")
+        parameters = [describe(path, node) for path, node in find_parameters(program).items()]
+        if request.data_only and any(parameter.kind is Kind.CODE for parameter in parameters):
+            raise LoadError("isolation level 0 is for programs whose parameters are data, but this one has code parameters")
+        _assign(program, request.values)
+        self._spare = program
+
+        def make() -> Any:
+            made = self._complete(factory(**request.args))
+            _assign(made, request.values)
+            return made
+
+        self._make = make
+        return parameters
+
+    def handle(self, request: Request) -> Value:
+        """Do a request of an episode."""
+        return self._handlers[type(request)](request)
+
+    def _act(self, request: Act) -> Value:
+        seat = self._seats[request.device]
+        if request.replaced:
+            seat.action = request.previous
+        try:
+            result = seat.context.run(self._call, seat, seat.observe(request.observation))
+        except ExecutionError as error:
+            seat.error = error.exception_node
+            raise
+        if isinstance(result, Node):
+            seat.action = result
+            return result._data  # noqa: SLF001 - reading it here must not count as a read by the program
+        found: list[Node] = []
+        plain = unwrap(result, found)
+        inputs = {f"part{number}": part for number, part in enumerate(found)}
+        seat.action = seat.graph.message("action", inputs, plain, "The action, put together from its parts.") if found else plain
+        return plain
+
+    def _call(self, seat: Seat, observation: Node) -> Any:
+        result = seat.act(observation)
+        return self._complete(result) if type(result) is CoroutineType or isinstance(result, Awaitable) else result
+
+    def _reset(self, request: Reset) -> None:
+        seat = self._seats.pop(request.device, None)
+        if seat is None:
+            policy, self._spare = self._spare or self._make(), None
+            seat = Seat(policy)
+        else:
+            seat.begin()
+        self._seats[request.device] = seat  # last in the dict: reset most recently
+        if len(self._seats) > MAX_INSTANCES:
+            del self._seats[next(iter(self._seats))]
+        reset = getattr(seat.policy, "reset", None)
+        if reset is not None:
+            self._complete(seat.context.run(reset, request.seed))
+
+    def _finish(self, request: Finish) -> bytes | None:
+        seat = self._seats[request.device]
+        if seat.observation is None:
+            return None
+        last = seat.observe(request.final_observation) if request.final_observation is not None else seat.observation
+        inputs: dict[str, Any] = {"observation": last}
+        if seat.error is not None:
+            inputs["error"] = seat.error
+        end = seat.graph.message("episode_end", inputs, _plain(last), "The end of the episode.")
+        graph = export(seat.graph, end, Limits())
+        if seat.dropped:
+            graph = msgspec.structs.replace(graph, dropped_nodes=graph.dropped_nodes + seat.dropped)
+        seat.graph.clear()
+        seat.begin()
+        return codec.encode(graph)
+
+    def _state(self, request: State) -> Value:
+        state = getattr(self._seats[request.device].policy, "state", None)
+        return unwrap(self._complete(state()), []) if callable(state) else None
+
+    def _load_state(self, request: LoadState) -> None:
+        load_state = getattr(self._seats[request.device].policy, "load_state", None)
+        if callable(load_state):
+            self._complete(load_state(request.value))
+
+    def _complete(self, result: Any) -> Any:
+        """The result of what may be a coroutine: authors may write `async def` anywhere."""
+        if not inspect.isawaitable(result) or isinstance(result, Node):
+            return result
+        return self._loop.run_until_complete(_await(result))
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _nothing() -> Any:
+    raise LoadError("the program was not loaded")
+
+
+def _plain(node: Node) -> Value:
+    return node._data  # noqa: SLF001 - as in _act
+
+
+def _assign(program: Any, values: dict[str, Value]) -> None:
+    nodes = find_parameters(program)
+    for path, value in values.items():
+        if path not in nodes:
+            known = ", ".join(itertools.islice(nodes, 10)) or "none"
+            raise LoadError(f"the revision has a value for {path!r}, but the program's parameters are: {known}")
+        try:
+            assign(nodes[path], value)
+        except TraceError as error:
+            raise LoadError(f"{path}: {error}") from error

@@ -1,0 +1,108 @@
+"""The handle of a policy worker: one process per revision, with a policy instance per device."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from agentd import codec
+from agentd.errors import CodecError, LoadError, PolicyError, ProtocolViolation, SandboxError
+from agentd.records import Parameter, Revision, Source, Value
+from agentd.sandbox.limits import Limits
+from agentd.sandbox.process import WorkerProcess
+from agentd.sandbox.wire import Act, Finish, LoadState, Reset, State
+from agentd.sandbox.zygote import Zygote
+
+UNCHANGED: Value = msgspec.UNSET
+"""The plant got what the policy answered."""
+
+
+class PolicyWorker:
+    """A locked process that serves one revision. Calls for several devices queue up: one is open at a time.
+
+    Errors of every call: PolicyError when the program raised (the worker goes on), WorkerTimeout and ProtocolViolation (it was killed), WorkerDied.
+    `died` is done, with the reason, when the process has ended.
+    """
+
+    def __init__(self, process: WorkerProcess, zygote: Zygote, limits: Limits, parameters: tuple[Parameter, ...]) -> None:
+        self._process = process
+        self._zygote = zygote
+        self._limits = limits
+        self._channel = process.channel
+        self.parameters = parameters
+        self.isolation = zygote.level
+        self.pid = process.pid
+        self.died: asyncio.Future[SandboxError] = process.died
+
+    @classmethod
+    async def start(cls, zygote: Zygote, *, source: Source, revision: Revision, limits: Limits, on_log: Callable[[str], None]) -> Self:
+        """Fork a worker, lock it down, then let it import the source and take the revision's values.
+
+        `on_log` gets each line that the program prints or logs, on the event loop. Raises LoadError where the program raises or does not fit the
+        revision, IsolationError, WorkerDied, WorkerTimeout.
+        """
+        process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
+        answer = await process.load(source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0)
+        try:
+            parameters = msgspec.convert(answer, tuple[Parameter, ...])
+        except msgspec.ValidationError as error:
+            await process.aclose()
+            raise LoadError(f"the worker described its parameters in a way that no worker does: {error}") from error
+        return cls(process, zygote, limits, parameters)
+
+    async def reset(self, device: str, episode: str, seed: int | None) -> None:
+        """Begin an episode on `device`: its policy instance is made, or reset. `episode` is not told to the policy.
+
+        Nor is the plant's `seed`: a policy that knew it could compute what the plant will do. It gets one derived from it.
+        """
+        del episode
+        derived = self._zygote.policy_seed(seed)
+        await self._process.call(lambda number: Reset(number, device, derived), self._limits.load_timeout)
+
+    async def act(self, device: str, tick: int, observation: Value, *, previous_action: Value = UNCHANGED) -> Value:
+        """The policy's action for `observation`, as a plain value: untrusted, anything may be in it.
+
+        `previous_action` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the trace then
+        shows that instead. Raises WorkerTimeout after `step_timeout`.
+        """
+        replaced = previous_action is not UNCHANGED
+        number = self._channel.next_number()
+        request = Act(number, device, tick, observation, replaced, previous_action if replaced else None)
+        try:
+            message = codec.encode(request)
+        except CodecError as error:
+            raise PolicyError(f"the observation can't be passed on: {error}") from error
+        return await self._channel.call(number, message, self._limits.step_timeout)
+
+    async def finish(self, device: str, final_observation: Value) -> bytes | None:
+        """End the episode; its encoded TraceGraph (untrusted) with `episode_end` as output, None if there was no tick."""
+        answer = await self._process.call(lambda number: Finish(number, device, final_observation), self._limits.load_timeout)
+        if answer is not None and not isinstance(answer, bytes):
+            error = ProtocolViolation(f"the worker gave a {type(answer).__name__} for a trace and was killed")
+            self._process.end(error)
+            raise error
+        return answer
+
+    async def state(self, device: str) -> Value:
+        """What the policy hands over to a successor (its `state()`), None if it has no such method."""
+        return await self._process.call(lambda number: State(number, device), self._limits.step_timeout)
+
+    async def load_state(self, device: str, value: Value) -> None:
+        """Pass on what a predecessor handed over."""
+        await self._process.call(lambda number: LoadState(number, device, value), self._limits.step_timeout)
+
+    def kill(self) -> None:
+        """End the process now. Open calls get WorkerDied."""
+        self._process.kill()
+
+    async def aclose(self) -> None:
+        """End the process and wait until it has."""
+        await self._process.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()

@@ -1,0 +1,189 @@
+"""A worker, from the fork to its end: lock down, then answer requests one after another."""
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from types import TracebackType
+from typing import NoReturn, Protocol
+
+from agentd import codec
+from agentd.errors import CodecError, LoadError
+from agentd.records import Value
+from agentd.sandbox.lockdown import lock_down
+from agentd.sandbox.output import LineOutput
+from agentd.sandbox.wire import (
+    FRAGMENTED,
+    MAX_ERROR_MESSAGE,
+    MAX_PACKET,
+    MAX_TRACEBACK,
+    Answer,
+    Failure,
+    Fork,
+    Load,
+    Request,
+    announced,
+    packets,
+    shortened,
+)
+
+_CHANNEL = 3
+_OUT_OF_MEMORY_EXIT = 71
+_LOCKDOWN_EXIT = 70
+_RESERVE = 1024 * 1024
+_YOUNG_OBJECTS = 50_000
+"""Garbage is collected after an answer rather than within a call, unless a single call makes more objects than this."""
+
+
+class Program(Protocol):
+    """What a worker does: one of agentd.sandbox.policies, agentd.sandbox.judging."""
+
+    def load(self, request: Load) -> Value:
+        """Import and build the untrusted program."""
+
+    def handle(self, request: Request) -> Value:
+        """Do any other request."""
+
+
+_PROGRAMS = {"policy": ("agentd.sandbox.policies", "PolicyProgram"), "feedback": ("agentd.sandbox.judging", "JudgeProgram")}
+
+
+class Connection:
+    """The worker's end of its channel: blocking, one message at a time."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = bytearray(MAX_PACKET)
+        self._view = memoryview(self._buffer)
+
+    def receive(self) -> Request | None:
+        """The next request, None when the other side is gone."""
+        size = self._channel.recv_into(self._buffer)
+        if size == 0:
+            return None
+        packet = self._view[:size]
+        if packet[0] != FRAGMENTED:
+            return codec.decode(packet, Request)
+        total, parts = announced(packet), []
+        while total > 0:
+            parts.append(self._channel.recv(MAX_PACKET))
+            total -= len(parts[-1])
+        return codec.decode(b"".join(parts), Request)
+
+    def send(self, message: bytes) -> None:
+        """Answer."""
+        if len(message) <= MAX_PACKET:
+            self._channel.send(message)
+            return
+        for packet in packets(message):
+            self._channel.send(packet)
+
+
+def run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> NoReturn:
+    """The forked child's whole life. Never returns: what is below on the stack is the zygote's."""
+    exit_code = 1
+    try:
+        exit_code = _run(request, channel=channel, log=log, level=level, zygote=zygote)
+    except MemoryError:
+        exit_code = _OUT_OF_MEMORY_EXIT
+    except ConnectionError:
+        exit_code = 0  # the runner is gone
+    except BaseException:  # noqa: BLE001 - nothing may return into the zygote's code
+        traceback.print_exc()
+    finally:
+        os._exit(exit_code)
+
+
+def _run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> int:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection = Connection(_keep_descriptors(channel, log))
+    loop = asyncio.new_event_loop()  # its descriptors can't be made after lockdown
+    asyncio.set_event_loop(loop)
+    _reseed()
+    module, name = _PROGRAMS[request.program]
+    program: Program = getattr(importlib.import_module(module), name)(loop)
+    gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
+    try:
+        lock_down(level=level, memory_bytes=request.memory_bytes, parent=zygote)
+    except OSError as error:
+        first = connection.receive()
+        if first is not None:
+            connection.send(codec.encode(Failure(first.id, "isolation", str(error), "")))
+        return _LOCKDOWN_EXIT
+    serve(connection, program)
+    return 0
+
+
+def _keep_descriptors(channel: int, log: int) -> socket.socket:
+    """Standard output and error become the log pipe, 3 the channel; everything else is closed."""
+    kept = os.dup(channel), os.dup(log)  # the originals may be any number, 1 to 3 among them
+    os.dup2(kept[1], 1)
+    os.dup2(kept[1], 2)
+    os.dup2(kept[0], _CHANNEL, inheritable=False)
+    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+    sys.stdout = sys.stderr = LineOutput(1)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+    return socket.socket(fileno=_CHANNEL)
+
+
+def _reseed() -> None:
+    """Workers must not share the generators' state that they were forked with."""
+    random.seed()
+    if "numpy" in sys.modules:
+        import numpy as np  # noqa: PLC0415 - imported long ago, if at all
+
+        np.random.seed(int.from_bytes(os.urandom(4)))  # noqa: NPY002 - the global generator is what unseeded old code draws from
+
+
+def serve(connection: Connection, program: Program) -> None:
+    """Answer requests until the other side is gone."""
+    reserve = bytearray(_RESERVE)  # memory to say with that there is none
+    while True:
+        request = connection.receive()
+        if request is None:
+            return
+        try:
+            value = program.load(request) if isinstance(request, Load) else program.handle(request)
+            reply = codec.encode(Answer(request.id, value))
+        except MemoryError as error:
+            del reserve
+            _forget_locals(error.__traceback__)
+            reply = codec.encode(_failure(request, error))
+            reserve = bytearray(_RESERVE)
+        except BaseException as error:  # noqa: BLE001 - SystemExit and the like are an answer too, never this process's end
+            reply = codec.encode(_failure(request, error))
+        connection.send(reply)
+        del request, reply
+        if gc.get_count()[0] > 1_000:
+            gc.collect(1)
+
+
+def _forget_locals(trace: TracebackType | None) -> None:
+    """Drop what the frames of a MemoryError hold: usually the very thing that filled the memory."""
+    if trace is not None:
+        traceback.clear_frames(trace)
+    gc.collect()
+
+
+def _failure(request: Request, error: BaseException) -> Failure:
+    kind = "load" if isinstance(request, Load) else "policy"
+    try:
+        if isinstance(error, (CodecError, LoadError)):
+            message, trace = str(error), getattr(error, "traceback", "")
+        else:
+            message = "".join(traceback.format_exception_only(error)).strip()
+            trace = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise
+        message, trace = f"{type(error).__name__}, which can't be shown", ""
+    return Failure(request.id, kind, _encodable(shortened(message, MAX_ERROR_MESSAGE)), _encodable(shortened(trace, MAX_TRACEBACK)))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()

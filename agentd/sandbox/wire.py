@@ -1,0 +1,232 @@
+"""What crosses the border: messages between the trusted side and a zygote, and between the trusted side and a worker.
+
+Both travel as MessagePack in packets (SOCK_SEQPACKET), so a message is whole or not there. A message of at most MAX_PACKET bytes is one packet. A
+longer one is announced by a packet of FRAGMENTED and its length (MessagePack never begins with that byte), and follows in packets of exactly
+MAX_PACKET bytes and a rest: the receiver knows each length beforehand, so there is nothing to lie about but the announcement, which is capped.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.errors import CodecError
+from agentd.records import Record, Step, Value
+
+MAX_PACKET = 65_536
+MAX_MESSAGE = 32 * 1024 * 1024
+FRAGMENTED = 0xC1  # "never used" in MessagePack
+_ANNOUNCEMENT = struct.Struct(">BI")
+ANNOUNCEMENT_SIZE = _ANNOUNCEMENT.size
+
+MAX_ERROR_MESSAGE = 2_000
+MAX_TRACEBACK = 20_000
+
+
+def packets(message: bytes) -> Iterator[bytes | memoryview]:
+    """The packets of a message, in order. Raises CodecError for one longer than MAX_MESSAGE."""
+    size = len(message)
+    if size > MAX_MESSAGE:
+        raise CodecError(f"a message of {size} bytes is longer than the {MAX_MESSAGE} that a worker's channel carries")
+    if size <= MAX_PACKET:
+        yield message
+        return
+    yield _ANNOUNCEMENT.pack(FRAGMENTED, size)
+    view = memoryview(message)
+    for start in range(0, size, MAX_PACKET):
+        yield view[start : start + MAX_PACKET]
+
+
+def announced(packet: memoryview) -> int:
+    """The length that an announcement promises. Raises CodecError for one that is malformed or out of bounds."""
+    if len(packet) != ANNOUNCEMENT_SIZE:
+        raise CodecError(f"an announcement of {len(packet)} bytes")
+    size: int = _ANNOUNCEMENT.unpack(packet)[1]
+    if not MAX_PACKET < size <= MAX_MESSAGE:
+        raise CodecError(f"an announcement of {size} bytes, where {MAX_PACKET + 1} to {MAX_MESSAGE} are possible")
+    return size
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of the messages."""
+
+
+# --- trusted side <-> zygote ------------------------------------------------------------------------------------------
+
+
+class Isolation(Record):
+    """How well this machine isolates, tried out and not only asked for.
+
+    `level` is the highest level that works (DESIGN section 7), `explanation` a sentence for each thing that it lacks and how to get it.
+    `landlock_abi` is 0 where there is no Landlock; `uid_dropped` says whether workers run as a user of their own.
+    """
+
+    level: int
+    explanation: tuple[str, ...] = ()
+    landlock_abi: int = 0
+    seccomp: bool = False
+    uid_dropped: bool = False
+    namespaces: bool = False
+    machine: str = ""
+
+
+class Ready(_Message):
+    """The zygote's first message: it imported everything; workers will run at `level`."""
+
+    level: int
+    isolation: Isolation
+
+
+class StartFailed(_Message):
+    """The zygote's first and last message. `available` is the level that works, where that was too low; else an import failed."""
+
+    message: str
+    available: int | None
+
+
+class Fork(_Message):
+    """Fork a worker. Its channel and its log pipe come with the packet. `memory_bytes` are above the zygote's own."""
+
+    id: int
+    program: str
+    memory_bytes: int
+
+
+class Forked(_Message):
+    """The worker `pid` (as the zygote sees it) lives. On Linux a pidfd comes with the packet."""
+
+    id: int
+    pid: int
+
+
+class ForkFailed(_Message):
+    """The kernel refused to fork."""
+
+    id: int
+    message: str
+
+
+class Exited(_Message):
+    """A worker ended with this status, as waitpid tells it."""
+
+    pid: int
+    status: int
+
+
+ToZygote = Fork
+FromZygote = Ready | StartFailed | Forked | ForkFailed | Exited
+
+# --- trusted side -> worker -------------------------------------------------------------------------------------------
+
+
+class Load(_Message):
+    """Import the program and build it. The first request of every worker."""
+
+    id: int
+    files: dict[str, str]
+    entrypoint: str
+    args: dict[str, Value]
+    values: dict[str, Value]
+    allowed_imports: tuple[str, ...]
+    data_only: bool
+    """Refuse code parameters: level 0 is for trusted programs whose parameters are data."""
+
+
+class Reset(_Message):
+    """A new episode on a device."""
+
+    id: int
+    device: str
+    seed: int | None
+
+
+class Act(_Message):
+    """An observation; the answer is the action. When `replaced`, the plant got `previous` at the tick before, not the policy's answer."""
+
+    id: int
+    device: str
+    tick: int
+    observation: Value
+    replaced: bool
+    previous: Value
+
+
+class Finish(_Message):
+    """The episode is over; the answer is its encoded trace graph."""
+
+    id: int
+    device: str
+    final_observation: Value
+
+
+class State(_Message):
+    """What the policy wants to hand over."""
+
+    id: int
+    device: str
+
+
+class LoadState(_Message):
+    """What another revision handed over."""
+
+    id: int
+    device: str
+    value: Value
+
+
+class JudgedEpisode(Record):
+    """What feedback.py sees of an episode: what the *runner* recorded."""
+
+    id: str
+    device: str
+    outcome: str
+    steps: tuple[Step, ...]
+    final_observation: Value = None
+    instruction: str = ""
+    error: str = ""
+    reason: str = ""
+    metrics: dict[str, float] = {}
+
+
+class Judge(_Message):
+    """Call feedback(episode); the answer is (score, text, metrics)."""
+
+    id: int
+    episode: JudgedEpisode
+
+
+Request = Load | Reset | Act | Finish | State | LoadState | Judge
+
+# --- worker -> trusted side -------------------------------------------------------------------------------------------
+
+
+class Answer(_Message):
+    """The request was done. Nothing of `value` can be trusted."""
+
+    id: int
+    value: Value
+
+
+class Failure(_Message):
+    """The request raised. `kind` says where: isolation, load, policy."""
+
+    id: int
+    kind: str
+    message: str
+    traceback: str
+
+
+Reply = Answer | Failure
+
+
+def shortened(text: str, limit: int) -> str:
+    """Untrusted text, cut in the middle, since the end of a traceback says most."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... ({len(text) - limit} characters left out) ...\n{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Untrusted text without the control characters that terminals obey. Line breaks and tabs stay."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}" for character in text)

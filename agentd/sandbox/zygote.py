@@ -1,0 +1,231 @@
+"""The handle of a zygote: start it, ask it for workers, hear of their ends, end it."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from agentd import codec
+from agentd.errors import CodecError, IsolationError, LoadError, SandboxError, WorkerDied
+from agentd.sandbox.isolation import HIGHEST_LEVEL, command
+from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, FromZygote, Isolation, Ready, StartFailed
+
+START_TIMEOUT = 60.0
+FORK_TIMEOUT = 10.0
+END_TIMEOUT = 5.0
+
+
+def packet_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep the borders of messages. Where the system has no SOCK_SEQPACKET (macOS), datagrams do."""
+    kind = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    if kind == socket.SOCK_DGRAM:
+        for end in (one, other):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * MAX_PACKET)
+    return one, other
+
+
+class Child(NamedTuple):
+    """A forked worker. `handle` is its pidfd (-1 where there are none), `exited` gets its exit status as waitpid tells it."""
+
+    pid: int
+    handle: int
+    exited: asyncio.Future[int]
+
+
+class Zygote:
+    """A process of its own, exec'd with an empty environment, that forks workers. Use it with `async with`.
+
+    `level` is the isolation its workers get, `isolation` what the machine gives; `died` is done when the process is gone.
+    """
+
+    level: int
+    isolation: Isolation
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._forks: dict[int, asyncio.Future[Child]] = {}
+        self._exits: dict[int, asyncio.Future[int]] = {}
+        self._seed_key = secrets.token_bytes(32)
+        self.died: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(control, self._read)
+
+    @classmethod
+    async def start(cls, *, imports: Sequence[str] = ("math", "numpy"), min_isolation: int = 2, max_isolation: int | None = None) -> Self:
+        """Start a zygote whose workers have `imports` in memory, at the best isolation that works here.
+
+        `min_isolation` 0 declares the code trusted: nothing is locked down then, unless `max_isolation` says otherwise.
+        Raises IsolationError where the machine gives less than `min_isolation`, LoadError where an import fails, SandboxError where the
+        process does not start.
+        """
+        highest = max_isolation if max_isolation is not None else HIGHEST_LEVEL if min_isolation > 0 else 0
+        ours, theirs = packet_pair()
+        try:
+            ours.setblocking(False)
+            arguments = command("zygote", str(theirs.fileno()), str(min_isolation), str(highest), *imports)
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={},
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"the zygote does not start: {error}") from error
+        finally:
+            theirs.close()
+        zygote = cls(process, ours)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                ready = await zygote._ready
+        except TimeoutError as error:
+            await zygote.aclose()
+            raise SandboxError(f"the zygote was not ready after {START_TIMEOUT:g} s") from error
+        except _Refused as refused:
+            await zygote.aclose()
+            if refused.available is None:
+                raise LoadError(f"an import of the sandbox failed: {refused}") from None
+            raise IsolationError(
+                f"isolation level {min_isolation} was asked for, but this machine gives {refused.available}: {refused}",
+                wanted=min_isolation,
+                available=refused.available,
+            ) from None
+        except BaseException:
+            await zygote.aclose()
+            raise
+        zygote.level, zygote.isolation = ready.level, ready.isolation
+        return zygote
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was exec'd."""
+        return self._process.pid
+
+    def policy_seed(self, seed: int | None) -> int | None:
+        """What a policy is told of a plant's `seed`: the same for the same seed, and nothing that the plant's own could be computed from."""
+        if seed is None:
+            return None
+        digest = blake2b(seed.to_bytes(16, signed=True), key=self._seed_key, digest_size=4).digest()
+        return int.from_bytes(digest)
+
+    async def fork(self, program: str, memory_bytes: int, channel: socket.socket, log: int) -> Child:
+        """A new worker with these two descriptors. Raises WorkerDied where the zygote is gone, SandboxError where it could not fork."""
+        if self.died.done():
+            raise WorkerDied("the zygote is gone")
+        self._number += 1
+        number = self._number
+        forked = self._forks[number] = self._loop.create_future()
+        try:
+            socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel.fileno(), log])
+            async with asyncio.timeout(FORK_TIMEOUT):
+                return await forked
+        except TimeoutError as error:
+            raise SandboxError(f"the zygote forked no worker within {FORK_TIMEOUT:g} s") from error
+        except OSError as error:
+            raise WorkerDied(f"the zygote is gone: {error}") from error
+        finally:
+            del self._forks[number]
+
+    async def aclose(self) -> None:
+        """End the process and with it every worker."""
+        self._gone("the zygote was closed")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT):
+                await self._process.wait()
+                return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    def _gone(self, why: str) -> None:
+        if self.died.done():
+            return
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self.died.set_result(None)
+        if not self._ready.done():
+            self._ready.set_exception(SandboxError(why))
+            self._ready.exception()  # start() may be gone already
+        for forked in self._forks.values():
+            if not forked.done():
+                forked.set_exception(WorkerDied(why))
+
+    def _read(self) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, descriptors = b"", []
+        if not packet:
+            self._gone("the zygote ended")
+            return
+        try:
+            message = codec.decode(packet, FromZygote)
+        except CodecError as error:
+            self._gone(f"the zygote is broken: {error}")
+            return
+        match message:
+            case Ready() if not self._ready.done():
+                self._ready.set_result(message)
+            case StartFailed() if not self._ready.done():
+                self._ready.set_exception(_Refused(message.message, message.available))
+            case Forked():
+                self._forked(message, descriptors)
+            case ForkFailed(id=number, message=text) if number in self._forks and not self._forks[number].done():
+                self._forks[number].set_exception(SandboxError(f"the zygote could not fork: {text}"))
+            case Exited(pid=pid, status=status) if pid in self._exits:
+                exited = self._exits.pop(pid)
+                if not exited.done():
+                    exited.set_result(status)
+            case _:
+                pass
+
+    def _forked(self, message: Forked, descriptors: list[int]) -> None:
+        handle = descriptors[0] if descriptors else -1
+        exited: asyncio.Future[int] = self._loop.create_future()
+        self._exits[message.pid] = exited
+        forked = self._forks.get(message.id)
+        if forked is not None and not forked.done():
+            forked.set_result(Child(_own_view(handle, message.pid) if self.level >= 3 else message.pid, handle, exited))
+        elif handle >= 0:  # nobody waits any more; the worker's channel is closed, so it ends by itself
+            os.close(handle)
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    """The zygote said why it doesn't start."""
+
+    def __init__(self, message: str, available: int | None) -> None:
+        self.available = available
+        super().__init__(message)
+
+
+def _own_view(handle: int, pid: int) -> int:
+    """The pid of a process in other namespaces as we see it."""
+    for line in Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            return int(value)
+    return pid
