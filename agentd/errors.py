@@ -233,3 +233,11 @@ class DaemonUnreachable(AgentdError):  # noqa: N818 - a state
         self.url = url
         self.reason = reason
         super().__init__(f"no daemon answers at {url}: {reason}")
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors inside a group of groups, in order."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
