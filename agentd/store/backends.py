@@ -4,6 +4,7 @@ SQLite: WAL, so that readers never wait for the writer nor it for them. Durable 
 is only written (`NORMAL`): a power failure may take its newest rows, but never tears one.
 PostgreSQL: the same two classes through `synchronous_commit`.
 """
+# ruff: noqa: D102 - the protocol has the docstrings
 
 import asyncio
 import os
@@ -31,6 +32,7 @@ _WAL_LIMIT = 64 * 1024 * 1024  # bytes that the write-ahead log keeps after a ch
 _RECLAIM_PAGES = 2000  # freed pages given back at a time: a longer transaction would keep commits waiting
 
 Insert = sqlite.Insert | postgresql.Insert
+Migrate = Callable[[Connection, Callable[[str], None]], None]
 
 
 class Backend(Protocol):
@@ -39,8 +41,8 @@ class Backend(Protocol):
     name: str
     """For people: a path or a URL without its password."""
 
-    async def migrate(self, migrate: Callable[[Connection, Callable[[str], None]], None]) -> None:
-        """Run `migrate(connection, backup)` in a transaction that no other process can enter; `backup(version)` copies the database first."""
+    async def migrate(self, migrate: Migrate) -> None:
+        """Run `migrate(connection, backup)` in a transaction that no other process can enter; `backup(version)` copies the database."""
 
     async def reader(self) -> AsyncEngine:
         """An engine that only reads; it needs no daemon and takes no lock."""
@@ -78,7 +80,7 @@ def make_backend(url: str, *, now: str) -> Backend:
 
 def _on_connect(engine: Engine, *pragmas: str) -> None:
     @event.listens_for(engine, "connect")
-    def configure(connection: Any, record: object) -> None:
+    def configure(connection: Any, _: object) -> None:
         cursor = connection.cursor()
         for pragma in pragmas:
             cursor.execute(f"PRAGMA {pragma}")
@@ -107,10 +109,10 @@ class Sqlite:
     def _url(self, driver: str, **parameters: str) -> URL:
         return URL.create(driver, database=f"file:{urllib.parse.quote(str(self._path))}", query={**parameters, "uri": "true"})
 
-    async def migrate(self, migrate: Callable[[Connection, Callable[[str], None]], None]) -> None:
+    async def migrate(self, migrate: Migrate) -> None:
         await asyncio.to_thread(self._migrate, migrate)
 
-    def _migrate(self, migrate: Callable[[Connection, Callable[[str], None]], None]) -> None:
+    def _migrate(self, migrate: Migrate) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # episodes hold users' words
@@ -144,7 +146,7 @@ class Sqlite:
     def _reading_mode(self) -> dict[str, str]:
         """How the file can be read: as part of a live database, or, where SQLite may not put its index beside it, as it lies there.
 
-        `immutable` is right only if nobody writes: with a daemon at work the index exists, and with a log left by a crash it would miss commits.
+        `immutable` is right only if nobody writes: with a daemon at work the index exists, and commits in a log left by a crash count.
         """
         if not self._path.is_file():
             raise NotFound("store", self.name)
@@ -182,7 +184,7 @@ class Sqlite:
         return sqlite.insert(table)
 
     async def backup(self, path: Path) -> None:
-        await asyncio.to_thread(self._copy, path.absolute())
+        await asyncio.to_thread(self._copy, path)
 
     def _copy(self, path: Path) -> None:
         partial = path.with_name(path.name + ".partial")
@@ -220,10 +222,10 @@ class Postgresql:
         except ModuleNotFoundError as error:
             raise StoreError("PostgreSQL needs a driver: pip install 'agentd[postgresql]'") from error
 
-    async def migrate(self, migrate: Callable[[Connection, Callable[[str], None]], None]) -> None:
+    async def migrate(self, migrate: Migrate) -> None:
         def locked(connection: Connection) -> None:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7017295)")  # any number that is only ours
-            migrate(connection, lambda version: None)  # a server has backups of its own
+            migrate(connection, lambda _: None)  # a server has backups of its own
 
         async def run() -> None:
             engine = self._engine(1)
@@ -251,9 +253,8 @@ class Postgresql:
     def insert(self, table: Table) -> Insert:
         return postgresql.insert(table)
 
-    async def backup(self, path: Path) -> None:
+    async def backup(self, path: Path) -> None:  # noqa: ARG002 - the protocol's
         raise StoreError(f"{self.name}: back a PostgreSQL store up with pg_dump")
 
-    async def reclaim(self, connection: AsyncConnection) -> bool:
-        """Nothing to do: autovacuum does it."""
+    async def reclaim(self, connection: AsyncConnection) -> bool:  # noqa: ARG002 - the protocol's; autovacuum does it here
         return False

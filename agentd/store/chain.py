@@ -11,8 +11,8 @@ from agentd.records import Record
 GENESIS = bytes(32)
 
 
-class ChainReport(Record):
-    """What `verify_chain` found. `broken_at` is the first sequence number that doesn't fit, None when all do; `head` is the last hash, hex."""
+class ChainReport(Record, frozen=True):
+    """What `verify_chain` found. `broken_at` is the first place in the log that doesn't fit, or None; `head` is the last hash, hex."""
 
     events: int
     head: str

@@ -3,9 +3,10 @@
 Two classes of durability. What is *committed* is on disk when `commit` returns: all of one call or nothing, also after a crash or a power
 failure. *Episodes* are queued and written in batches: a crash may lose the newest, pressure may cost traces (counted in `dropped`).
 
-Every method may raise StoreUnavailable (full disk, foreign lock, lost connection: nothing was written, and it may work later) and StoreError
-(damaged data, a reference to what was never committed). Reads see what is committed and never wait for writes. Ids of revisions, sources,
-releases, proposals and episodes may be shortened to a prefix that only one of them has: else Ambiguous; NotFound where there is none.
+Every method may raise StoreUnavailable (full disk, foreign lock, lost connection: nothing was written, and it may work later) and
+StoreError (damaged data, a reference to what was never committed). Reads see what is committed and never wait for writes. Ids of
+revisions, sources, releases, proposals and episodes may be shortened to a prefix that only one of them has: else Ambiguous; NotFound
+where there is none.
 Lists are newest first, in the order of arrival, at most `limit`; the next page is asked for with `before`, the whole id of the last of this
 one (retention may have removed that in between: then the listing ends).
 """
@@ -88,10 +89,11 @@ class Store(Protocol):
         keep_bytes: int | None = None,
         protect: Collection[str] = (),
     ) -> Pruned:
-        """Forget episodes: the newest `keep_episodes` of each agent stay, none older than `keep_days`, and no more than `keep_bytes` of them.
+        """Forget episodes: all but the newest `keep_episodes` of each agent, those older than `keep_days`, and what exceeds `keep_bytes`.
 
         For the size traces go first, then steps, then whole episodes, each the oldest first. With `keep_days` also older revisions go that
-        no agent, release, proposal or episode refers to and that `protect` doesn't name. Releases, evidence, proposals, usage and events stay.
+        no agent, release, proposal or episode refers to and that `protect` doesn't name. Releases, evidence, proposals, usage and events
+        stay.
         """
         ...
 

@@ -1,9 +1,9 @@
 """An optimizer's memory: what was tried, and what became of it. It is not stored; it is read off proposals, releases and episodes."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, and_, func, select
+from sqlalchemy import Result, Row, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentd.records import AgentState, Feedback, MemoryEntry, Phase, Proposal, Release, Revision, Role
@@ -11,6 +11,17 @@ from agentd.store import schema
 from agentd.store.packing import unpack
 
 _proposals, _releases, _revisions, _episodes = schema.proposals, schema.releases, schema.revisions, schema.episodes
+
+
+class Attempt(NamedTuple):
+    """A proposal and its newest release, in numbers: enough to choose by."""
+
+    seq: int
+    release: int | None
+    phase: str | None
+    mean: float | None
+    regime: int | None
+
 
 _RECENT = 50
 """Episodes that a serving revision's mean is taken over."""
@@ -26,26 +37,24 @@ async def recall(connection: AsyncConnection, agent: str, limit: int) -> tuple[M
     return tuple(sorted((entry for _, entry in (*tried, *served)), key=lambda entry: entry.at))
 
 
-async def _attempts(connection: AsyncConnection, agent: str) -> Sequence[Row[Any]]:
-    """The agent's proposals, newest first, each with its newest release where it has one; numbers only."""
+async def _attempts(connection: AsyncConnection, agent: str) -> Sequence[Attempt]:
+    """All of the agent's, newest first."""
     later = _releases.alias()
     newest = select(func.max(later.c.seq)).where(later.c.proposal == _proposals.c.id).scalar_subquery()
     joined = _proposals.outerjoin(_releases, and_(_releases.c.proposal == _proposals.c.id, _releases.c.seq == newest))
-    columns = (_proposals.c.seq, _releases.c.seq.label("release"), _releases.c.phase, _releases.c.mean, _releases.c.regime)
+    columns = (_proposals.c.seq, _releases.c.seq, _releases.c.phase, _releases.c.mean, _releases.c.regime)
     statement = select(*columns).select_from(joined).where(_proposals.c.agent == agent).order_by(_proposals.c.seq.desc())
-    return (await connection.execute(statement)).all()
+    return [Attempt(*row) for row in await connection.execute(statement)]
 
 
-def _choose(attempts: Sequence[Row[Any]], limit: int, regime: int) -> dict[int, int | None]:
+def _choose(attempts: Sequence[Attempt], limit: int, regime: int) -> dict[int, int | None]:
     """Sequence numbers of the attempts worth remembering, each with its release's."""
     rolled_back = [attempt for attempt in attempts if attempt.phase == Phase.ROLLED_BACK.value]
     others = [attempt for attempt in attempts if attempt.phase != Phase.ROLLED_BACK.value]
     room = max(0, limit - len(rolled_back))
     # A mean of another regime was got in another world: it counts only where this one has none.
-    best = sorted(
-        (attempt for attempt in others if attempt.mean is not None), key=lambda attempt: (attempt.regime != regime, -attempt.mean)
-    )
-    chosen = {attempt.seq: attempt.release for attempt in (*rolled_back, *best[: room // 2])}
+    best = sorted((attempt.regime != regime, -attempt.mean, attempt) for attempt in others if attempt.mean is not None)
+    chosen = {attempt.seq: attempt.release for attempt in (*rolled_back, *(attempt for _, _, attempt in best[: room // 2]))}
     for attempt in others:
         if len(chosen) >= len(rolled_back) + room:
             break
@@ -60,7 +69,8 @@ async def _tried(connection: AsyncConnection, chosen: dict[int, int | None]) -> 
     # What was released is a revision; what never was has only its parent's values and what it wanted to change.
     joined = joined.outerjoin(_revisions, _revisions.c.id == func.coalesce(_releases.c.candidate, _proposals.c.parent))
     columns = (_proposals.c.content, _releases.c.content.label("release"), _revisions.c.content.label("revision"))
-    rows = (await connection.execute(select(*columns).select_from(joined).where(_proposals.c.seq.in_(chosen)))).all()
+    result: Result[Any] = await connection.execute(select(*columns).select_from(joined).where(_proposals.c.seq.in_(chosen)))
+    rows = result.all()
     words = await _words(connection, [unpack(row.release, Release).candidate for row in rows if row.release is not None])
     return [_entry(row, words) for row in rows]
 
@@ -102,7 +112,7 @@ async def _words(connection: AsyncConnection, revisions: Collection[str], role: 
 
 async def _served(connection: AsyncConnection, state: AgentState, *, besides: Collection[str]) -> list[tuple[str, MemoryEntry]]:
     """(revision, entry) of what serves or may serve again, with the mean of its newest episodes as stable in this regime."""
-    revisions = {state.stable, state.last_good, state.anchor} - {None, *besides}
+    revisions = {revision for revision in (state.stable, state.last_good, state.anchor) if revision and revision not in besides}
     words = await _words(connection, revisions, Role.STABLE)
     entries = []
     for row in await connection.execute(select(_revisions).where(_revisions.c.id.in_(revisions))):

@@ -1,11 +1,12 @@
 """The reading side: queries on a pool of connections that never wait for the writer."""
+# ruff: noqa: D102 - the contract has the docstrings
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Row, Select, Table, func, or_, select
+from sqlalchemy import Result, Row, Select, Table, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from agentd.errors import Ambiguous, NotFound
@@ -58,7 +59,8 @@ class Reader:
 
     async def _rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
         async with self._snapshot() as connection:
-            return (await connection.execute(statement)).all()
+            result: Result[Any] = await connection.execute(statement)
+            return result.all()
 
     async def _records(self, type_: type[T], statement: Select[Any]) -> tuple[T, ...]:
         return tuple(unpack(row.content, type_) for row in await self._rows(statement))

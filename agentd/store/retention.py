@@ -23,7 +23,7 @@ _DAY = 86_400.0
 _episodes, _revisions = schema.episodes, schema.revisions
 
 
-class Pruned(Record):
+class Pruned(Record, frozen=True):
     """What `prune` took out: whole episodes, single steps and traces of others, and revisions that nothing refers to."""
 
     episodes: int = 0

@@ -112,12 +112,12 @@ class EpisodeRows:
     @property
     def size(self) -> int:
         """Bytes held, about."""
-        return len(self.episode["content"]) + self.steps["size"] + self.trace_size
+        return len(self.episode["content"]) + int(self.steps["size"]) + self.trace_size
 
     @property
     def trace_size(self) -> int:
         """Bytes held by the trace."""
-        return self.trace["size"] if self.trace else 0
+        return int(self.trace["size"]) if self.trace else 0
 
     def drop_trace(self) -> None:
         """Let the trace go."""

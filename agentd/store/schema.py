@@ -1,7 +1,7 @@
 """The tables as they are now. What is queried is a column; the whole record is in `content` (agentd.store.packing).
 
-Migrations lead here (agentd/store/migrations); a test compares the two. `seq` is the order of arrival and what lists are paged by; `id` is the
-record's own key. Foreign keys say what must never dangle: a route to a revision, evidence to its release.
+Migrations lead here (agentd/store/migrations); a test compares the two. `seq` is the order of arrival and what lists are paged by; `id` is
+the record's own key. Foreign keys say what must never dangle: a route to a revision, evidence to its release.
 """
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table

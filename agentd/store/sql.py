@@ -1,4 +1,5 @@
 """The store on SQL: SQLite by default, PostgreSQL by another URL."""
+# ruff: noqa: D102 - the contract has the docstrings
 
 import asyncio
 import time
@@ -12,7 +13,7 @@ from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agentd.clock import Clock, SystemClock
-from agentd.errors import StoreError, StoreVersionError
+from agentd.errors import StoreError
 from agentd.records import Episode, Event, Feedback
 from agentd.store import migrations, retention, schema
 from agentd.store.backends import Backend, make_backend
@@ -65,9 +66,7 @@ class SqlStore(Reader):
             readers = await backend.reader()
             try:
                 async with readers.connect() as connection:
-                    version = await connection.run_sync(migrations.read_version)
-                if version != schema.SCHEMA_VERSION:
-                    raise _cant_read(backend.name, version)
+                    await connection.run_sync(migrations.check_version)
             except BaseException:
                 await readers.dispose()
                 raise
@@ -186,16 +185,6 @@ class SqlStore(Reader):
         """A daemon that was superseded must not write: the newer one decides from what it read when it began."""
         if self._epoch is not None and (newest := await _read_epoch(transaction)) != self._epoch:
             raise StoreError(f"{self._name} belongs to a newer daemon (epoch {newest}; ours was {self._epoch})")
-
-
-def _cant_read(name: str, version: str | None) -> StoreError:
-    if version is None:
-        return StoreError(f"{name}: the database is empty; `agentd run` fills it")
-    if version < schema.SCHEMA_VERSION:
-        return StoreVersionError(
-            f"{name}: the database has schema {version}, from an older agentd; start this one's daemon once, and it will migrate it"
-        )
-    return migrations.newer(version)
 
 
 async def _read_epoch(transaction: Transaction) -> int:

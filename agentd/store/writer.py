@@ -7,7 +7,7 @@ episodes is full, traces are dropped, the oldest first, and then `add` waits; du
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -94,7 +94,7 @@ class _Job:
 
 
 class Writer:
-    """Runs work in transactions, one after the other. Entered with `await Writer.start(...)`, left with `aclose`."""
+    """Runs work in transactions, one after the other. It begins at once, in the running loop; `aclose` ends it."""
 
     def __init__(self, backend: Backend, *, capacity_bytes: int, capacity_episodes: int, retry_after: float) -> None:
         self._backend = backend
@@ -152,7 +152,7 @@ class Writer:
     async def flush(self) -> None:
         """Return once every episode added so far is written; tries at once, also after a failure. Raises StoreUnavailable."""
         target, failures = self._added, self._failures
-        self._failure = None
+        self._retry_at = 0.0
         self._wake.set()
         async with self._progress:
             await self._progress.wait_for(lambda: self._done >= target or self._failures > failures)
@@ -165,14 +165,18 @@ class Writer:
         self._wake.set()
         try:
             await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            await self._task  # it stops by itself: a cancelled close must not cut a write in two
+            raise
         finally:
-            with suppress(asyncio.CancelledError):
-                await self._task  # a cancelled close still ends the task: it stops by itself, and a write is never cut in two
             await self._engine.dispose()
 
     def _check_open(self) -> None:
         if self._closing or self._task.done():
-            raise StoreUnavailable(f"{self._backend.name}: the store is closed")
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._backend.name}: the store is closed")
 
     def _has_room(self, episode: EpisodeRows) -> bool:
         fits = self._bytes + episode.size <= self._capacity_bytes and self.queued < self._capacity_episodes
@@ -194,7 +198,7 @@ class Writer:
                 self._wake.clear()
                 if self._jobs:
                     await self._write_jobs([self._jobs.popleft() for _ in range(min(GROUP, len(self._jobs)))])
-                if self._episodes and (self._failure is None or self._closing):
+                if self._episodes and self._may_write_episodes():
                     await self._write_episodes(self._take_batch())
                 elif self._closing and not self._jobs:
                     return
@@ -202,43 +206,38 @@ class Writer:
                     await self._sleep()
         finally:
             self._closing = True
-            for job in self._jobs:
-                _settle(job, error=StoreUnavailable(f"{self._backend.name}: the store is closed"))
+            _settle(self._jobs, self._closed_error())
             async with self._progress:
                 self._progress.notify_all()
 
+    def _may_write_episodes(self) -> bool:
+        return self._failure is None or self._closing or asyncio.get_running_loop().time() >= self._retry_at
+
     async def _sleep(self) -> None:
         """Until there is work, or, after a failure, until it is time to try again."""
-        try:
-            async with asyncio.timeout_at(self._retry_at if self._failure else None):
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._retry_at if self._episodes else None):
                 await self._wake.wait()
-        except TimeoutError:
-            self._failure = None
 
     async def _write_jobs(self, jobs: Sequence[_Job]) -> None:
-        results: list[Any] = []
         try:
             async with _transaction(self._engine, self._backend, durable=True) as transaction:
-                for job in jobs:
-                    results.append(await job.work(transaction))  # noqa: PERF401 - one after the other, in order
-        except StoreUnavailable as error:
-            self._count(error)
-            for job in jobs:
-                _settle(job, error=error)
-        except asyncio.CancelledError:  # the loop is being torn down without aclose: nobody may wait for ever
-            for job in jobs:
-                _settle(job, error=StoreUnavailable(f"{self._backend.name}: the store is closed"))
-            raise
+                results = [await job.work(transaction) for job in jobs]
         except Exception as error:  # noqa: BLE001 - it belongs to one of the callers, who gets it
-            if len(jobs) == 1:
-                _settle(jobs[0], error=error)
-                return
-            for job in jobs:  # whose fault it was shows when each is alone
-                await self._write_jobs([job])
+            if isinstance(error, StoreUnavailable):
+                self._count(error)
+            elif len(jobs) > 1:
+                for job in jobs:  # whose fault it was shows when each is alone
+                    await self._write_jobs([job])
+            _settle(jobs, error)
+        except BaseException:  # the loop is being torn down without aclose: nobody may wait for ever
+            _settle(jobs, self._closed_error())
+            raise
         else:
-            self._failure = None  # there is room again: episodes need not wait for their next attempt
+            self._retry_at = 0.0  # there is room again: episodes need not wait for their next attempt
             for job, result in zip(jobs, results, strict=True):
-                _settle(job, result=result)
+                if not job.result.done():  # its caller was cancelled
+                    job.result.set_result(result)
 
     def _take_batch(self) -> list[EpisodeRows]:
         batch = [self._episodes.popleft()]
@@ -268,6 +267,8 @@ class Writer:
                     await self._write_episodes([episode])
                 return
             self._drop_episodes(batch, error)
+        else:
+            self._failure = None
         self._bytes -= sum(episode.size for episode in batch)
         self._done += len(batch)
         await self._tell()
@@ -285,10 +286,7 @@ class Writer:
             self._progress.notify_all()
 
 
-def _settle(job: _Job, *, result: Any = None, error: Exception | None = None) -> None:
-    if job.result.done():  # its caller was cancelled
-        return
-    if error is None:
-        job.result.set_result(result)
-    else:
-        job.result.set_exception(error)
+def _settle(jobs: Iterable[_Job], error: Exception) -> None:
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(error)

@@ -42,14 +42,24 @@ def migrate(connection: Connection, backup: Callable[[str], None]) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if version is not None:
         if version not in known:
-            raise newer(version)
+            raise _newer(version)
         backup(version)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-def newer(version: str) -> StoreVersionError:
-    """The error for a database whose schema this agentd does not know."""
+def check_version(connection: Connection) -> None:
+    """Raise StoreVersionError unless the database has the present schema; it is only read."""
+    version = read_version(connection)
+    if version is None:
+        raise StoreVersionError("the database is empty: no agentd has run on it")
+    if version < SCHEMA_VERSION:
+        raise StoreVersionError(f"the database has schema {version}, from an older agentd; the daemon migrates it when it starts")
+    if version > SCHEMA_VERSION:
+        raise _newer(version)
+
+
+def _newer(version: str) -> StoreVersionError:
     return StoreVersionError(
         f"the database has schema {version}, from a newer agentd; this is agentd {__version__} with schema {SCHEMA_VERSION}. "
         f"Upgrade agentd, or restore the backup that the newer one made beside the database (*.backup-{SCHEMA_VERSION}-*)"

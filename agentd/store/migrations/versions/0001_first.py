@@ -1,5 +1,7 @@
 """The first schema."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,14 +12,14 @@ _KEY = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 _SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def _create(name: str, *columns: sa.Column | sa.ForeignKeyConstraint, content: bool = True, key: bool = True) -> None:
+def _create(name: str, *columns: sa.Column[Any] | sa.ForeignKeyConstraint, content: bool = True, key: bool = True) -> None:
     """A table in the order of arrival, `key`ed by the record's own id, with the record as its last column."""
     keys = [sa.Column("id", _KEY, nullable=False, unique=True)] if key else []
     contents = [sa.Column("content", sa.LargeBinary(), nullable=False)] if content else []
     op.create_table(name, sa.Column("seq", _SEQUENCE, primary_key=True, autoincrement=True), *keys, *columns, *contents)
 
 
-def _key(name: str) -> sa.Column:
+def _key(name: str) -> sa.Column[str]:
     return sa.Column(name, _KEY, nullable=False)
 
 
