@@ -244,30 +244,28 @@ class ShiryaevRobertsDetector:
 def lower_bound(scores: Sequence[float], delta: float) -> float:
     """A lower confidence bound for the mean of scores in [0, 1], right with probability 1 - delta at every length of the sequence at once.
 
-    The capital of a mixture of constant bets, K(m) = mean over g of prod (1 + g (S/m - 1)), falls in m; the bound is where it falls through
-    1/delta (Waudby-Smith & Ramdas 2024, section 4; a mixture over bets needs no estimates and doesn't depend on the order). With little
-    variance it is about mean (1 - log(1/delta)/n): no method can promise more, since a rare zero may not have come up yet.
+    The bound is where the capital K(m) = prod (1 + min(l, 0.95/m) (S - m)), which falls in m, falls through 1/delta; l is the predictable
+    plug-in sqrt(2 log(1/delta) / (variance so far * i log(1 + i))) of Waudby-Smith & Ramdas 2024, theorem 3. With little variance the
+    bound is about mean * exp(-log(1/delta) / n): no method can promise more, since a rare zero may not have come up yet.
+    Raises ValueError for a score outside [0, 1], or NaN.
     """
-    if not scores:
-        return 0.0
     if not all(0.0 <= score <= 1.0 for score in scores):
         raise ValueError("a score is outside [0, 1]")
     target = -math.log(delta)
-    low, high = 0.0, sum(scores) / len(scores)  # at the mean itself no bet gains: the capital is at most 1
+    bets = []
+    total, squares = 0.5, 0.25
+    for i, score in enumerate(scores, start=1):
+        bets.append(math.sqrt(2.0 * target / (squares * math.log1p(i))))  # the variance before score i is squares / i
+        total += score
+        squares += (score - total / (i + 1)) ** 2
+    low, high = 0.0, 1.0
     for _ in range(40):
-        middle = (low + high) / 2.0
-        if middle > 0.0 and _log_capital(scores, middle) < target:
-            high = middle
+        m = (low + high) / 2.0
+        if sum(math.log1p(min(bet, BET_LIMIT / m) * (score - m)) for bet, score in zip(bets, scores, strict=True)) < target:
+            high = m
         else:
-            low = middle
+            low = m
     return low
-
-
-def _log_capital(scores: Sequence[float], m: float) -> float:
-    return _log_mean_exp([sum(math.log1p(bet * (score / m - 1.0)) for score in scores) for bet in _ESTIMATION_BETS])
-
-
-_ESTIMATION_BETS = (0.99, 0.75, 0.5, 0.25, 0.12, 0.06)
 
 
 @dataclass(frozen=True, slots=True)
