@@ -1,0 +1,66 @@
+# make demo | test | test-long | check | bench | venv.  All of them set up what they need first.
+# make demo DEMO="--once --json" hands options on.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PATH := $(PATH):/usr/sbin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-long check bench venv tools
+
+help:
+	@echo "make demo       set up, then watch a controller break and recover (about three minutes; Ctrl-C ends it)"
+	@echo "make test       set up, then every check and test that is quick enough for each change"
+	@echo "make test-long  soaks, many seeds, hundreds of kills"
+	@echo "make check      only the static checks"
+	@echo "make bench      measurements; they assert nothing"
+
+demo: venv
+	@$(BIN)/agentd demo $(DEMO)
+
+test: tools check
+	$(BIN)/pytest -n 2 -m "not long" --cov --cov-report=term
+
+test-long: tools venv
+	$(BIN)/pytest -m long --timeout=1800
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+venv: $(INSTALLED)
+
+# The stamp is newer than pyproject.toml exactly when .venv holds what it asks for.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentd needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	$(call debian,$(PYTHON) -c "import ensurepip",python3-venv)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "installing agentd and its tools into .venv (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Tests talk to a real broker, and promtool checks the alerting rules.
+tools:
+	$(call debian,command -v mosquitto && command -v promtool,mosquitto prometheus)
+
+# $(call debian,TEST,PACKAGES): unless TEST succeeds, install Debian packages when root, else say how. Their services are not started.
+define debian
+@if ! { $(1); } >/dev/null 2>&1; then \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "missing Debian packages:  sudo apt-get install -y --no-install-recommends $(2)"; exit 1; \
+	fi; \
+	echo "installing Debian packages: $(2)"; \
+	if [ ! -e /usr/sbin/policy-rc.d ]; then \
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+		printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2) >/dev/null || exit 1; \
+fi
+endef
