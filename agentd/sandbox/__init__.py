@@ -5,9 +5,10 @@
         await worker.reset("robot-1", episode="e1", seed=7)
         action = await worker.act("robot-1", 0, observation)
 
-Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `policy`, `feedback`, `limits`,
-`isolation`. The other side of the border, which must import little: `main`, `server`, `programs`, `judging`, `loader`, `lockdown`, `seccomp`,
-`landlock`, `namespaces`. Both know `wire`. Names are resolved lazily, so that the zygote never imports asyncio or pydantic by accident.
+Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `logs`, `policy`, `feedback`,
+`limits`. The other side of the border, which must import little: `main`, `server`, `policies`, `judging`, `loader`, `telltale`, `output`,
+`lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are resolved lazily, so that the zygote
+never imports pydantic by accident.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """The trusted end of a worker's channel: one call at a time, in order, each with a time limit. Nothing that comes back is believed.
 
-The way of a call is short, since it is the way of an action to a plant: encode, one `send`, one callback, one `recv_into`, decode. There is one
-timer per channel, armed anew only when it fires, rather than one per call.
+The way of a call is short, since it is the way of an action to a plant: encode, one `send`, one callback, one `recv_into`, decode. There is
+one timer per channel, armed anew only when it fires, rather than one per call.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from agentd import codec
 from agentd.errors import CodecError, IsolationError, LoadError, PolicyError, ProtocolViolation, SandboxError, WorkerTimeout
 from agentd.records import Value
 from agentd.sandbox.wire import (
@@ -20,10 +19,10 @@ from agentd.sandbox.wire import (
     MAX_TRACEBACK,
     Answer,
     Failure,
-    Reply,
     announced,
     packets,
     printable,
+    reply_of,
     shortened,
 )
 
@@ -38,8 +37,8 @@ class _Call(NamedTuple):
 class Channel:
     """Calls to a worker over a non-blocking, connected packet socket, which it owns.
 
-    `on_end` is called once, from the event loop, with what the worker did wrong, or with None when the other end was closed. The owner then finds
-    out the rest and calls `close` with the error that open calls get.
+    `on_end` is called once, from the event loop, with what the worker did wrong, or with None when the other end was closed. The owner then
+    finds out the rest and calls `close` with the error that open calls get.
     """
 
     def __init__(self, connection: socket.socket, on_end: Callable[[SandboxError | None], None]) -> None:
@@ -69,8 +68,8 @@ class Channel:
     def call(self, number: int, message: bytes, timeout: float) -> asyncio.Future[Value]:
         """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.
 
-        The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call keeps
-        its place: the worker finishes it, and the answer is thrown away.
+        The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call
+        keeps its place: the worker finishes it, and the answer is thrown away.
         """
         future: asyncio.Future[Value] = self._loop.create_future()
         call = _Call(number, message, timeout, future)
@@ -173,13 +172,16 @@ class Channel:
             self._end(None)
             return
         try:
-            self._accept(self._view[:size], size)
+            message = self._whole(self._view[:size])
+            if message is not None:
+                self._settle(message)
         except CodecError as error:
             self._end(ProtocolViolation(f"the worker sent what no worker sends: {error}"))
 
-    def _accept(self, packet: memoryview, size: int) -> None:
-        call = self._current
-        if call is None:
+    def _whole(self, packet: memoryview) -> bytes | memoryview | None:
+        """The message that this packet completes, None if it completes none. Raises CodecError for one that was not to come."""
+        size = len(packet)
+        if self._current is None:
             raise CodecError("a message that nobody asked for")
         if size > MAX_PACKET:
             raise CodecError(f"a packet of more than {MAX_PACKET} bytes")
@@ -189,16 +191,20 @@ class Channel:
             self._parts.append(bytes(packet))
             self._missing -= size
             if self._missing:
-                return
+                return None
             message, self._parts = b"".join(self._parts), []
-            reply = codec.decode(message, Reply)
-        elif packet[0] == FRAGMENTED:
+            return message
+        if packet[0] == FRAGMENTED:
             self._missing = announced(packet)
-            return
-        else:
-            reply = codec.decode(packet, Reply)
-        if reply.id != call.number or self._outgoing is not None:
-            raise CodecError(f"an answer to request {reply.id} while request {call.number} was open")
+            return None
+        return packet
+
+    def _settle(self, message: bytes | memoryview) -> None:
+        """Give the open call its answer and start the next one. Raises CodecError for what is no answer to it."""
+        call = self._current
+        reply = reply_of(message)
+        if call is None or reply.id != call.number or self._outgoing is not None:
+            raise CodecError(f"an answer to request {reply.id}, which is not open")
         self._current = None
         if not call.future.done():
             if isinstance(reply, Answer):

@@ -26,7 +26,7 @@ class FeedbackWorker:
         self.died: asyncio.Future[SandboxError] = process.died
 
     @classmethod
-    async def start(cls, zygote: Zygote, *, source: Source, limits: Limits, timeout: float, on_log: Callable[[str], None]) -> Self:
+    async def start(cls, zygote: Zygote, *, source: Source, limits: Limits, timeout: float, on_log: Callable[[str], None]) -> Self:  # noqa: ASYNC109 - of each judgement, not of this call
         """Fork a worker that imports `source.feedback`. `timeout` (seconds) bounds each judgement. Raises as PolicyWorker.start."""
         if source.feedback is None:
             raise LoadError("this agent has no [feedback] entrypoint")

@@ -46,7 +46,7 @@ def command(*arguments: str) -> list[str]:
 def probe() -> Isolation:
     """What this machine gives, tried out in a child process. Blocks for about 0.2 s. Raises SandboxError if the child can't even start."""
     try:
-        process = subprocess.run(
+        process = subprocess.run(  # noqa: S603 - our own interpreter and module
             command("probe"), env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -93,7 +93,7 @@ def _fate(level: int) -> str:
         os.close(reading)
         _end_with(writing, lambda: _try_level(level))
     os.close(writing)
-    with open(reading, "rb") as stream:
+    with os.fdopen(reading, "rb") as stream:
         reason = stream.read().decode(errors="replace")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return reason or (f"the trial ended with {status}" if status != 0 else "")

@@ -28,7 +28,7 @@ def system_call(number: int, *arguments: Any, what: str) -> int:
 
 
 def prctl(option: int, *arguments: int, what: str) -> int:
-    """prctl(2), whose unused arguments must be zero."""
+    """Set an attribute of this process; the unused arguments must be zero. Raises KernelError that says `what` was refused."""
     padded = (*arguments, 0, 0, 0, 0)[:4]
     result: int = _c_library().prctl(option, *(ctypes.c_ulong(argument) for argument in padded))
     if result < 0:

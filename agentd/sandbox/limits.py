@@ -6,7 +6,7 @@ from agentd.records import Record
 from agentd.spec import SandboxSection, parse_duration, parse_size
 
 
-class Limits(Record):
+class Limits(Record, frozen=True):
     """Bytes and seconds. `memory_bytes` are above what the zygote has; `load_timeout` also bounds everything that is no step."""
 
     memory_bytes: int = 256 * 1024 * 1024

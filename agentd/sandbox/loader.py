@@ -1,7 +1,7 @@
 """The agent's own modules, imported from memory after lockdown, with imports limited to what `allowed_imports` names.
 
-The limit is a courtesy that turns a mistake into a clear ImportError. It is no boundary: Python code can reach every module of its process. The
-boundary is the lockdown.
+The limit is a courtesy that turns a mistake into a clear ImportError. It is no boundary: Python code can reach every module of its process.
+The boundary is the lockdown.
 """
 
 import builtins
@@ -19,8 +19,8 @@ ROOT = "/agent/"
 """What tracebacks show before a file's relative path. No such folder exists."""
 
 ALWAYS_ALLOWED = (
-    "__future__", "abc", "agentd", "bisect", "cmath", "collections", "copy", "dataclasses", "enum", "functools", "heapq", "itertools", "logging",
-    "math", "operator", "random", "statistics", "string", "textwrap", "typing",
+    "__future__", "abc", "agentd", "bisect", "cmath", "collections", "copy", "dataclasses", "enum", "functools", "heapq", "itertools",
+    "logging", "math", "operator", "random", "statistics", "string", "textwrap", "typing",
 )  # fmt: skip
 """Modules that only shape and compute; they need no declaration."""
 

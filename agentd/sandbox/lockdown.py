@@ -69,8 +69,8 @@ def _limit_resources(memory_bytes: int) -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
     for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _address_space() -> int:

@@ -1,7 +1,7 @@
 """The zygote's process: import what workers may need, find out how well this machine isolates, then fork a worker per request.
 
-It is exec'd with an empty environment and no descriptor but its control socket, and stays single-threaded, so that a fork is a clean copy. It
-never sees untrusted code. It ends when the other end of the control socket closes, and its workers with it.
+It is exec'd with an empty environment and no descriptor but its control socket, and stays single-threaded, so that a fork is a clean copy.
+It never sees untrusted code. It ends when the other end of the control socket closes, and its workers with it.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import sys
 
 from agentd import codec
 from agentd.sandbox import isolation, namespaces
-from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, Ready, StartFailed, ToZygote
+from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, Ready, StartFailed
 
 ORPHAN_CHECK_MS = 1000
 """How often to look whether the runner still lives, where the closing of a datagram socket is not told (no SOCK_SEQPACKET)."""
 
 ALWAYS_IMPORTED = (
-    "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "enum", "functools", "heapq", "inspect",
-    "itertools", "linecache", "logging", "math", "operator", "random", "statistics", "string", "textwrap", "tokenize", "traceback", "typing",
-    "warnings", "agentd.sandbox.server", "agentd.sandbox.policies", "agentd.sandbox.judging",
+    "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "enum", "functools", "heapq",
+    "inspect", "itertools", "linecache", "logging", "math", "operator", "random", "statistics", "string", "textwrap", "tokenize",
+    "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies", "agentd.sandbox.judging",
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ class Zygote:
             return False
         if not packet:
             return False
-        request = codec.decode(packet, ToZygote)
+        request = codec.decode(packet, Fork)
         try:
             self._fork(request, descriptors)
         except OSError as error:

@@ -18,7 +18,7 @@ EMPTY_ROOT = "/sys"
 
 
 def enter() -> None:
-    """Move this process into namespaces of its own; its next child is their process 1. Raises OSError where the machine doesn't allow it."""
+    """Move this process into namespaces of its own; its next child is their process 1. Raises OSError where that is not allowed."""
     user, group = os.getuid(), os.getgid()
     flags = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
     library_call("unshare", ctypes.c_int(flags if user == 0 else flags | _NEWUSER))

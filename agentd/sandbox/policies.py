@@ -77,7 +77,7 @@ class PolicyProgram:
         }
 
     def load(self, request: Load) -> list[Parameter]:
-        """Import the program, build the first instance, and tell its parameters as the source has them; then assign the revision's values."""
+        """Build the program's first instance, tell its parameters as the source has them, and give it the revision's values."""
         factory = load_entrypoint(request.files, request.allowed_imports, request.entrypoint)
         program = self._complete(factory(**request.args))
         if not callable(getattr(program, "act", None)):

@@ -22,8 +22,8 @@ UNCHANGED: Value = msgspec.UNSET
 class PolicyWorker:
     """A locked process that serves one revision. Calls for several devices queue up: one is open at a time.
 
-    Errors of every call: PolicyError when the program raised (the worker goes on), WorkerTimeout and ProtocolViolation (it was killed), WorkerDied.
-    `died` is done, with the reason, when the process has ended.
+    Errors of every call: PolicyError when the program raised (the worker goes on), WorkerTimeout and ProtocolViolation (it was killed),
+    WorkerDied. `died` is done, with the reason, when the process has ended.
     """
 
     def __init__(self, process: WorkerProcess, zygote: Zygote, limits: Limits, parameters: tuple[Parameter, ...]) -> None:
@@ -40,8 +40,8 @@ class PolicyWorker:
     async def start(cls, zygote: Zygote, *, source: Source, revision: Revision, limits: Limits, on_log: Callable[[str], None]) -> Self:
         """Fork a worker, lock it down, then let it import the source and take the revision's values.
 
-        `on_log` gets each line that the program prints or logs, on the event loop. Raises LoadError where the program raises or does not fit the
-        revision, IsolationError, WorkerDied, WorkerTimeout.
+        `on_log` gets each line that the program prints or logs, on the event loop. Raises LoadError where the program raises or does not
+        fit the revision, IsolationError, WorkerDied, WorkerTimeout.
         """
         process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
         answer = await process.load(source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0)
@@ -64,8 +64,8 @@ class PolicyWorker:
     async def act(self, device: str, tick: int, observation: Value, *, previous_action: Value = UNCHANGED) -> Value:
         """The policy's action for `observation`, as a plain value: untrusted, anything may be in it.
 
-        `previous_action` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the trace then
-        shows that instead. Raises WorkerTimeout after `step_timeout`.
+        `previous_action` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the
+        trace then shows that instead. Raises WorkerTimeout after `step_timeout`.
         """
         replaced = previous_action is not UNCHANGED
         number = self._channel.next_number()

@@ -42,7 +42,7 @@ class WorkerProcess:
         ours, theirs = packet_pair()
         reading, writing = os.pipe()
         try:
-            ours.setblocking(False)
+            ours.setblocking(False)  # noqa: FBT003 - the standard library takes it by position
             os.set_blocking(writing, False)
             child = await zygote.fork(program, memory_bytes, theirs, writing)
         except BaseException:
@@ -65,12 +65,12 @@ class WorkerProcess:
             await self.aclose()
             raise
 
-    async def call(self, make: Callable[[int], Request], timeout: float) -> Value:
-        """Send a request; its answer. Raises PolicyError also for a request that is too large to send."""
+    async def call(self, make: Callable[[int], Request], seconds: float) -> Value:
+        """Send a request; its answer, which must come within `seconds`. Raises PolicyError also for a request that is too large to send."""
         number = self.channel.next_number()
         try:
             message = codec.encode(make(number))
-            return await self.channel.call(number, message, timeout)
+            return await self.channel.call(number, message, seconds)
         except CodecError as error:
             raise PolicyError(str(error)) from error
 

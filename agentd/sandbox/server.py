@@ -16,8 +16,10 @@ from typing import NoReturn, Protocol
 from agentd import codec
 from agentd.errors import CodecError, LoadError
 from agentd.records import Value
+from agentd.sandbox.loader import ROOT
 from agentd.sandbox.lockdown import lock_down
 from agentd.sandbox.output import LineOutput
+from agentd.sandbox.telltale import Telltale
 from agentd.sandbox.wire import (
     FRAGMENTED,
     MAX_ERROR_MESSAGE,
@@ -30,6 +32,7 @@ from agentd.sandbox.wire import (
     Request,
     announced,
     packets,
+    request_of,
     shortened,
 )
 
@@ -39,6 +42,7 @@ _LOCKDOWN_EXIT = 70
 _RESERVE = 1024 * 1024
 _YOUNG_OBJECTS = 50_000
 """Garbage is collected after an answer rather than within a call, unless a single call makes more objects than this."""
+_COLLECT_AFTER = 1_000
 
 
 class Program(Protocol):
@@ -69,12 +73,12 @@ class Connection:
             return None
         packet = self._view[:size]
         if packet[0] != FRAGMENTED:
-            return codec.decode(packet, Request)
+            return request_of(packet)
         total, parts = announced(packet), []
         while total > 0:
             parts.append(self._channel.recv(MAX_PACKET))
             total -= len(parts[-1])
-        return codec.decode(b"".join(parts), Request)
+        return request_of(b"".join(parts))
 
     def send(self, message: bytes) -> None:
         """Answer."""
@@ -117,7 +121,7 @@ def _run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> i
         if first is not None:
             connection.send(codec.encode(Failure(first.id, "isolation", str(error), "")))
         return _LOCKDOWN_EXIT
-    serve(connection, program)
+    serve(connection, program, Telltale() if level >= 2 else None)
     return 0
 
 
@@ -142,27 +146,32 @@ def _reseed() -> None:
         np.random.seed(int.from_bytes(os.urandom(4)))  # noqa: NPY002 - the global generator is what unseeded old code draws from
 
 
-def serve(connection: Connection, program: Program) -> None:
+def serve(connection: Connection, program: Program, telltale: Telltale | None) -> None:
     """Answer requests until the other side is gone."""
-    reserve = bytearray(_RESERVE)  # memory to say with that there is none
-    while True:
-        request = connection.receive()
-        if request is None:
-            return
-        try:
-            value = program.load(request) if isinstance(request, Load) else program.handle(request)
-            reply = codec.encode(Answer(request.id, value))
-        except MemoryError as error:
-            del reserve
-            _forget_locals(error.__traceback__)
-            reply = codec.encode(_failure(request, error))
-            reserve = bytearray(_RESERVE)
-        except BaseException as error:  # noqa: BLE001 - SystemExit and the like are an answer too, never this process's end
-            reply = codec.encode(_failure(request, error))
-        connection.send(reply)
-        del request, reply
-        if gc.get_count()[0] > 1_000:
+    reserve = [bytearray(_RESERVE)]  # memory to say with that there is none
+    while (request := connection.receive()) is not None:
+        connection.send(_reply(request, program, telltale, reserve))
+        del request  # it may be large, and the next one may be long in coming
+        if not reserve:
+            reserve.append(bytearray(_RESERVE))
+        if gc.get_count()[0] > _COLLECT_AFTER:
             gc.collect(1)
+
+
+def _reply(request: Request, program: Program, telltale: Telltale | None, reserve: list[bytearray]) -> bytes:
+    try:
+        value = program.load(request) if isinstance(request, Load) else program.handle(request)
+        if telltale is not None:
+            telltale.tell()
+        return codec.encode(Answer(request.id, value))
+    except MemoryError as error:
+        reserve.clear()
+        _forget_locals(error.__traceback__)
+        return codec.encode(_failure(request, error))
+    except BaseException as error:  # noqa: BLE001 - SystemExit and the like are an answer too, never this process's end
+        if telltale is not None:
+            telltale.forget()
+        return codec.encode(_failure(request, error))
 
 
 def _forget_locals(trace: TracebackType | None) -> None:
@@ -179,10 +188,18 @@ def _failure(request: Request, error: BaseException) -> Failure:
             message, trace = str(error), getattr(error, "traceback", "")
         else:
             message = "".join(traceback.format_exception_only(error)).strip()
-            trace = "".join(traceback.format_exception(error))
+            trace = "".join(traceback.format_exception(type(error), error, _from_program(error.__traceback__)))
     except Exception:  # noqa: BLE001 - an exception's own __str__ may raise
         message, trace = f"{type(error).__name__}, which can't be shown", ""
     return Failure(request.id, kind, _encodable(shortened(message, MAX_ERROR_MESSAGE)), _encodable(shortened(trace, MAX_TRACEBACK)))
+
+
+def _from_program(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without our own frames before the program's first; all of it when the program has none."""
+    inner = trace
+    while inner is not None and not inner.tb_frame.f_code.co_filename.startswith(ROOT):
+        inner = inner.tb_next
+    return inner or trace
 
 
 def _encodable(text: str) -> str:

@@ -1,15 +1,18 @@
 """What crosses the border: messages between the trusted side and a zygote, and between the trusted side and a worker.
 
-Both travel as MessagePack in packets (SOCK_SEQPACKET), so a message is whole or not there. A message of at most MAX_PACKET bytes is one packet. A
-longer one is announced by a packet of FRAGMENTED and its length (MessagePack never begins with that byte), and follows in packets of exactly
-MAX_PACKET bytes and a rest: the receiver knows each length beforehand, so there is nothing to lie about but the announcement, which is capped.
+Both travel as MessagePack in packets (SOCK_SEQPACKET), so a message is whole or not there. A message of at most MAX_PACKET bytes is one
+packet. A longer one is announced by a packet of FRAGMENTED (a byte that MessagePack never begins with) and its length, and follows in
+packets of exactly MAX_PACKET bytes and a rest: the receiver knows each length beforehand, so there is nothing to lie about but the
+announcement, and that is capped.
 """
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
+from agentd import codec
 from agentd.errors import CodecError
 from agentd.records import Record, Step, Value
 
@@ -54,7 +57,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 # --- trusted side <-> zygote ------------------------------------------------------------------------------------------
 
 
-class Isolation(Record):
+class Isolation(Record, frozen=True):
     """How well this machine isolates, tried out and not only asked for.
 
     `level` is the highest level that works (DESIGN section 7), `explanation` a sentence for each thing that it lacks and how to get it.
@@ -70,21 +73,21 @@ class Isolation(Record):
     machine: str = ""
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """The zygote's first message: it imported everything; workers will run at `level`."""
 
     level: int
     isolation: Isolation
 
 
-class StartFailed(_Message):
+class StartFailed(_Message, frozen=True):
     """The zygote's first and last message. `available` is the level that works, where that was too low; else an import failed."""
 
     message: str
     available: int | None
 
 
-class Fork(_Message):
+class Fork(_Message, frozen=True):
     """Fork a worker. Its channel and its log pipe come with the packet. `memory_bytes` are above the zygote's own."""
 
     id: int
@@ -92,34 +95,33 @@ class Fork(_Message):
     memory_bytes: int
 
 
-class Forked(_Message):
+class Forked(_Message, frozen=True):
     """The worker `pid` (as the zygote sees it) lives. On Linux a pidfd comes with the packet."""
 
     id: int
     pid: int
 
 
-class ForkFailed(_Message):
+class ForkFailed(_Message, frozen=True):
     """The kernel refused to fork."""
 
     id: int
     message: str
 
 
-class Exited(_Message):
+class Exited(_Message, frozen=True):
     """A worker ended with this status, as waitpid tells it."""
 
     pid: int
     status: int
 
 
-ToZygote = Fork
 FromZygote = Ready | StartFailed | Forked | ForkFailed | Exited
 
 # --- trusted side -> worker -------------------------------------------------------------------------------------------
 
 
-class Load(_Message):
+class Load(_Message, frozen=True):
     """Import the program and build it. The first request of every worker."""
 
     id: int
@@ -132,7 +134,7 @@ class Load(_Message):
     """Refuse code parameters: level 0 is for trusted programs whose parameters are data."""
 
 
-class Reset(_Message):
+class Reset(_Message, frozen=True):
     """A new episode on a device."""
 
     id: int
@@ -140,7 +142,7 @@ class Reset(_Message):
     seed: int | None
 
 
-class Act(_Message):
+class Act(_Message, frozen=True):
     """An observation; the answer is the action. When `replaced`, the plant got `previous` at the tick before, not the policy's answer."""
 
     id: int
@@ -151,7 +153,7 @@ class Act(_Message):
     previous: Value
 
 
-class Finish(_Message):
+class Finish(_Message, frozen=True):
     """The episode is over; the answer is its encoded trace graph."""
 
     id: int
@@ -159,14 +161,14 @@ class Finish(_Message):
     final_observation: Value
 
 
-class State(_Message):
+class State(_Message, frozen=True):
     """What the policy wants to hand over."""
 
     id: int
     device: str
 
 
-class LoadState(_Message):
+class LoadState(_Message, frozen=True):
     """What another revision handed over."""
 
     id: int
@@ -174,7 +176,7 @@ class LoadState(_Message):
     value: Value
 
 
-class JudgedEpisode(Record):
+class JudgedEpisode(Record, frozen=True):
     """What feedback.py sees of an episode: what the *runner* recorded."""
 
     id: str
@@ -185,10 +187,10 @@ class JudgedEpisode(Record):
     instruction: str = ""
     error: str = ""
     reason: str = ""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it
 
 
-class Judge(_Message):
+class Judge(_Message, frozen=True):
     """Call feedback(episode); the answer is (score, text, metrics)."""
 
     id: int
@@ -200,14 +202,14 @@ Request = Load | Reset | Act | Finish | State | LoadState | Judge
 # --- worker -> trusted side -------------------------------------------------------------------------------------------
 
 
-class Answer(_Message):
+class Answer(_Message, frozen=True):
     """The request was done. Nothing of `value` can be trusted."""
 
     id: int
     value: Value
 
 
-class Failure(_Message):
+class Failure(_Message, frozen=True):
     """The request raised. `kind` says where: isolation, load, policy."""
 
     id: int
@@ -217,6 +219,28 @@ class Failure(_Message):
 
 
 Reply = Answer | Failure
+
+_FROM_ZYGOTE: Any = FromZygote  # for the type checker, which takes a union for no type
+_REQUEST: Any = Request
+_REPLY: Any = Reply
+
+
+def from_zygote(packet: bytes) -> FromZygote:
+    """Raises CodecError."""
+    message: FromZygote = codec.decode(packet, _FROM_ZYGOTE)
+    return message
+
+
+def request_of(message: bytes | memoryview) -> Request:
+    """Raises CodecError."""
+    request: Request = codec.decode(message, _REQUEST)
+    return request
+
+
+def reply_of(message: bytes | memoryview) -> Reply:
+    """Raises CodecError for whatever is no reply."""
+    reply: Reply = codec.decode(message, _REPLY)
+    return reply
 
 
 def shortened(text: str, limit: int) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 from agentd import codec
 from agentd.errors import CodecError, IsolationError, LoadError, SandboxError, WorkerDied
 from agentd.sandbox.isolation import HIGHEST_LEVEL, command
-from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, FromZygote, Isolation, Ready, StartFailed
+from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, FromZygote, Isolation, Ready, StartFailed, from_zygote
 
 START_TIMEOUT = 60.0
 FORK_TIMEOUT = 10.0
@@ -73,7 +73,7 @@ class Zygote:
         highest = max_isolation if max_isolation is not None else HIGHEST_LEVEL if min_isolation > 0 else 0
         ours, theirs = packet_pair()
         try:
-            ours.setblocking(False)
+            ours.setblocking(False)  # noqa: FBT003 - the standard library takes it by position
             arguments = command("zygote", str(theirs.fileno()), str(min_isolation), str(highest), *imports)
             process = await asyncio.create_subprocess_exec(
                 *arguments,
@@ -118,7 +118,7 @@ class Zygote:
         return self._process.pid
 
     def policy_seed(self, seed: int | None) -> int | None:
-        """What a policy is told of a plant's `seed`: the same for the same seed, and nothing that the plant's own could be computed from."""
+        """What a policy is told of a plant's `seed`: the same for the same one, and nothing that it could be computed from."""
         if seed is None:
             return None
         digest = blake2b(seed.to_bytes(16, signed=True), key=self._seed_key, digest_size=4).digest()
@@ -134,7 +134,8 @@ class Zygote:
         try:
             socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel.fileno(), log])
             async with asyncio.timeout(FORK_TIMEOUT):
-                return await forked
+                child: Child = await forked
+                return child
         except TimeoutError as error:
             raise SandboxError(f"the zygote forked no worker within {FORK_TIMEOUT:g} s") from error
         except OSError as error:
@@ -183,10 +184,11 @@ class Zygote:
             self._gone("the zygote ended")
             return
         try:
-            message = codec.decode(packet, FromZygote)
+            self._handle(from_zygote(packet), descriptors)
         except CodecError as error:
             self._gone(f"the zygote is broken: {error}")
-            return
+
+    def _handle(self, message: FromZygote, descriptors: list[int]) -> None:
         match message:
             case Ready() if not self._ready.done():
                 self._ready.set_result(message)
@@ -197,9 +199,7 @@ class Zygote:
             case ForkFailed(id=number, message=text) if number in self._forks and not self._forks[number].done():
                 self._forks[number].set_exception(SandboxError(f"the zygote could not fork: {text}"))
             case Exited(pid=pid, status=status) if pid in self._exits:
-                exited = self._exits.pop(pid)
-                if not exited.done():
-                    exited.set_result(status)
+                self._exits.pop(pid).set_result(status)
             case _:
                 pass
 
