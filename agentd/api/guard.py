@@ -66,7 +66,7 @@ class Guard:
         if not self._is_known(host):
             raise Problem(421, "unknown-host", "this host name is not one of agentd's: add it to allowed_hosts")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Problem(403, "foreign-origin", "requests from pages of other sites are refused")
 
     def _is_known(self, host: str) -> bool:

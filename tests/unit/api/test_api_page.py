@@ -1,0 +1,63 @@
+"""The status page: what it shows, and that nothing an agent says becomes markup."""
+
+from api_bench import BETTER, FIRST, NOW, make_release
+
+from agentd.api.markup import element, join
+from agentd.api.tokens import Role
+from agentd.records import Event
+
+
+async def page(api) -> str:
+    answer = await api.viewer.get("/")
+    assert answer.status_code == 200
+    return answer.text
+
+
+async def test_the_page_shows_agent_score_stable_revision_and_events(api) -> None:
+    text = await page(api)
+    for shown in ("cartpole", FIRST.id[:10], "0.622", "at least 0.710 expected", "bench-1: ready", "pair 4", "promoted"):
+        assert shown in text, shown
+
+
+async def test_the_page_shows_the_release_in_progress_with_evidence(api) -> None:
+    api.bench.current = make_release("r9")
+    text = await page(api)
+    for shown in ("Release in progress", BETTER.id[:10], "12 of at most 200", "4.48 of 20", "+0.100"):
+        assert shown in text, shown
+
+
+async def test_a_broken_agent_folder_is_shown_with_its_mistakes(api) -> None:
+    api.bench.broken = {"pendulum": "agent.toml: agent.name: required, but missing"}
+    assert "required, but missing" in await page(api)
+
+
+async def test_what_an_agent_says_is_text_and_never_markup(api) -> None:
+    hostile = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+    api.bench.problem = hostile
+    api.bench.current = make_release("r9", reason=hostile)
+    api.bench.broken = {hostile: hostile}
+    await api.store.commit(Event(kind=hostile, at=NOW, agent="cartpole", message=hostile, who=hostile))
+    text = await page(api)
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    assert text.count("&lt;script&gt;alert(1)") >= 6
+
+
+async def test_the_page_brings_its_own_style_and_script_and_no_other(api) -> None:
+    text = await page(api)
+    assert text.count("<script") == 1
+    assert 'src="/assets/page.js"' in text
+    assert "style=" not in text
+    assert " on" not in "".join(part.split(">")[0] for part in text.split("<")[1:]).replace(" one", "")
+
+
+async def test_the_page_shows_no_token(api) -> None:
+    text = await page(api)
+    assert all(api.tokens._tokens[role] not in text for role in Role)
+
+
+def test_markup_escapes_texts_and_attributes_and_keeps_elements() -> None:
+    assert element("p", "<b>", element("i", "&"), None, ["x", 1]) == "<p>&lt;b&gt;<i>&amp;</i>x1</p>"
+    assert element("a", title='"><script>') == '<a title="&quot;&gt;&lt;script&gt;"></a>'
+    assert element("input", required=True, hidden=False, value=None) == "<input required>"
+    assert join(["<", element("br")]) == "&lt;<br>"
