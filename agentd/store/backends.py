@@ -119,9 +119,10 @@ class Sqlite:
         engine = create_engine(
             self._url("sqlite+pysqlite", mode="rw"), poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT, "isolation_level": None}
         )
-        # auto_vacuum counts only before the first table; journal_mode=WAL stays in the file.
-        _on_connect(engine, "auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+        _on_connect(engine, "synchronous=FULL", "foreign_keys=ON")
         _on_begin(engine, "BEGIN IMMEDIATE")
+        if self._path.stat().st_size == 0:
+            _on_connect(engine, "auto_vacuum=INCREMENTAL", "journal_mode=WAL")  # both stay in the file; the first only before any table
         with engine.begin() as connection:
             migrate(connection, self._backup_before_migration)
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Result, Row, Select, Table, func, or_, select
+from sqlalchemy import Result, Row, Select, Table, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from agentd.errors import Ambiguous, NotFound
@@ -181,7 +181,7 @@ class Reader:
         if agent is not None:
             statement = statement.where(table.c.agent == agent)
         if kinds is not None:
-            families = [table.c.kind.between(kind, kind + _LAST_CHARACTER) for kind in kinds if kind.endswith(".")]
+            families = [and_(table.c.kind >= kind, table.c.kind <= kind + _LAST_CHARACTER) for kind in kinds if kind.endswith(".")]
             statement = statement.where(or_(table.c.kind.in_([kind for kind in kinds if not kind.endswith(".")]), *families))
         events = await self._records(Event, statement.order_by(table.c.seq.desc() if latest else table.c.seq))
         return events[::-1] if latest else events

@@ -84,10 +84,10 @@ class SqlStore(Reader):
     async def aclose(self) -> None:
         """Write what is queued, as far as the database lets, and close it."""
         try:
+            await self._readers.dispose()  # first: only a connection that may write can fold the log into the file and remove it
+        finally:
             if self._writer_or_none is not None:
                 await self._writer_or_none.aclose()
-        finally:
-            await self._readers.dispose()
 
     @property
     def read_only(self) -> bool:

@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from agentd.store import SqlStore
 from agentd.testing.store import StoreContract
 
-
 POSTGRESQL = os.environ.get("AGENTD_TEST_POSTGRESQL")
 
 

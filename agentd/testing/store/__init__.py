@@ -1,7 +1,7 @@
 """The contract of agentd.store.contract.Store as tests, for any implementation of it.
 
-Subclass `StoreContract` in a test module, its name beginning with `Test`, and give it a fixture `open_store` (`OpenStore`): an async function
-that opens the test's own store, again and again, on the same data. pytest-asyncio runs it in mode `auto`.
+Subclass `StoreContract` in a test module, its name beginning with `Test`, and give it a fixture `open_store` (`OpenStore`): an async
+function that opens the test's own store, again and again, on the same data. pytest-asyncio runs it in mode `auto`.
 """
 
 from agentd.testing.store.committing import CommittingContract
