@@ -8,7 +8,7 @@ from typing import Self
 
 import msgspec
 
-from agentd.errors import LoadError, ProtocolViolation, SandboxError
+from agentd.errors import LoadError, ProtocolViolation
 from agentd.records import Episode, Source
 from agentd.sandbox.limits import Limits
 from agentd.sandbox.process import WorkerProcess
@@ -17,13 +17,17 @@ from agentd.sandbox.zygote import Zygote
 
 
 class FeedbackWorker:
-    """A locked process that runs `feedback(episode)`. `died` is done, with the reason, when it has ended."""
+    """A locked process that runs `feedback(episode)`. `died` is set when it has ended."""
 
     def __init__(self, process: WorkerProcess, timeout: float) -> None:
         self._process = process
         self._timeout = timeout
         self.pid = process.pid
-        self.died: asyncio.Future[SandboxError] = process.died
+
+    @property
+    def died(self) -> asyncio.Event:
+        """Set when the process has ended, by itself or killed."""
+        return self._process.died
 
     @classmethod
     async def start(cls, zygote: Zygote, *, source: Source, limits: Limits, timeout: float, on_log: Callable[[str], None]) -> Self:  # noqa: ASYNC109 - of each judgement, not of this call

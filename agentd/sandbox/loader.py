@@ -10,7 +10,7 @@ import importlib.machinery
 import linecache
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from agentd.errors import LoadError
@@ -25,6 +25,14 @@ ALWAYS_ALLOWED = (
 """Modules that only shape and compute; they need no declaration."""
 
 
+_MARK = "__agent__"
+
+
+def is_program(frame: FrameType) -> bool:
+    """Whether a frame runs code of the agent, however it was compiled: its modules have builtins of their own."""
+    return _MARK in frame.f_builtins
+
+
 class MemoryFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Finds and loads the modules of one source. `get_source` serves inspect and linecache; `get_data` serves included files."""
 
@@ -36,7 +44,7 @@ class MemoryFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         for name in sorted(self._own):
             if name in sys.modules or name in sys.stdlib_module_names:
                 raise LoadError(f"{name}.py has the name of a module that exists already; rename it")
-        self._builtins = {**vars(builtins), "__import__": self._import}
+        self._builtins = {**vars(builtins), "__import__": self._import, _MARK: True}
 
     def install(self) -> None:
         """Come first among the finders, and tell linecache every line."""

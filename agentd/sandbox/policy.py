@@ -23,7 +23,7 @@ class PolicyWorker:
     """A locked process that serves one revision. Calls for several devices queue up: one is open at a time.
 
     Errors of every call: PolicyError when the program raised (the worker goes on), WorkerTimeout and ProtocolViolation (it was killed),
-    WorkerDied. `died` is done, with the reason, when the process has ended.
+    WorkerDied. `died` is set, and `reason` says why, when the process has ended.
     """
 
     def __init__(self, process: WorkerProcess, zygote: Zygote, limits: Limits, parameters: tuple[Parameter, ...]) -> None:
@@ -34,7 +34,16 @@ class PolicyWorker:
         self.parameters = parameters
         self.isolation = zygote.level
         self.pid = process.pid
-        self.died: asyncio.Future[SandboxError] = process.died
+
+    @property
+    def died(self) -> asyncio.Event:
+        """Set when the process has ended, by itself or killed."""
+        return self._process.died
+
+    @property
+    def reason(self) -> SandboxError | None:
+        """Why it ended."""
+        return self._process.reason
 
     @classmethod
     async def start(cls, zygote: Zygote, *, source: Source, revision: Revision, limits: Limits, on_log: Callable[[str], None]) -> Self:
@@ -61,15 +70,15 @@ class PolicyWorker:
         derived = self._zygote.policy_seed(seed)
         await self._process.call(lambda number: Reset(number, device, derived), self._limits.load_timeout)
 
-    async def act(self, device: str, tick: int, observation: Value, *, previous_action: Value = UNCHANGED) -> Value:
+    async def act(self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED) -> Value:
         """The policy's action for `observation`, as a plain value: untrusted, anything may be in it.
 
-        `previous_action` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the
+        `safe` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the
         trace then shows that instead. Raises WorkerTimeout after `step_timeout`.
         """
-        replaced = previous_action is not UNCHANGED
+        replaced = safe is not UNCHANGED
         number = self._channel.next_number()
-        request = Act(number, device, tick, observation, replaced, previous_action if replaced else None)
+        request = Act(number, device, tick, observation, replaced, safe if replaced else None)
         try:
             message = codec.encode(request)
         except CodecError as error:

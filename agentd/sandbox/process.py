@@ -23,7 +23,7 @@ END_TIMEOUT = 5.0
 
 
 class WorkerProcess:
-    """A forked, locked worker. `died` gets the reason when it has ended, by itself or killed."""
+    """A forked, locked worker. `died` is set, and `reason` says why, when it has ended, by itself or killed."""
 
     def __init__(self, child: Child, connection: socket.socket, log: int, on_log: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -31,7 +31,8 @@ class WorkerProcess:
         self._handle = child.handle
         self._grace: asyncio.TimerHandle | None = None
         self.pid = child.pid
-        self.died: asyncio.Future[SandboxError] = self._loop.create_future()
+        self.died = asyncio.Event()
+        self.reason: SandboxError | None = None
         self.log = LogReader(log, on_log)
         self.channel = Channel(connection, self._channel_ended)
         child.exited.add_done_callback(self._exited)
@@ -93,7 +94,7 @@ class WorkerProcess:
     def _channel_ended(self, error: SandboxError | None) -> None:
         if error is not None:
             self.end(error)
-        elif not self.died.done():
+        elif self.reason is None:
             self._grace = self._loop.call_later(STATUS_GRACE, self.end, WorkerDied("the worker closed its channel"))
 
     def _exited(self, exited: asyncio.Future[int]) -> None:
@@ -102,9 +103,10 @@ class WorkerProcess:
 
     def end(self, error: SandboxError) -> None:
         """What ends the worker first is what everybody hears."""
-        if self.died.done():
+        if self.reason is not None:
             return
-        self.died.set_result(error)
+        self.reason = error
+        self.died.set()
         self.kill()
         self.channel.close(error)
         self.log.close()

@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 from agentd import codec
 from agentd.errors import CodecError, LoadError
 from agentd.records import Value
-from agentd.sandbox.loader import ROOT
+from agentd.sandbox.loader import is_program
 from agentd.sandbox.lockdown import lock_down
 from agentd.sandbox.output import LineOutput
 from agentd.sandbox.telltale import Telltale
@@ -197,7 +197,7 @@ def _failure(request: Request, error: BaseException) -> Failure:
 def _from_program(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without our own frames before the program's first; all of it when the program has none."""
     inner = trace
-    while inner is not None and not inner.tb_frame.f_code.co_filename.startswith(ROOT):
+    while inner is not None and not is_program(inner.tb_frame):
         inner = inner.tb_next
     return inner or trace
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from agentd.sandbox.loader import ROOT
+from agentd.sandbox.loader import is_program
 
 _WATCHED = frozenset(
     {
@@ -62,7 +62,7 @@ class Telltale:
         for frame in _callers(sys._getframe(1)):  # noqa: SLF001 - the only way to see who called, and cheap
             if frame.f_globals.get("__name__") in _INNOCENT:
                 return
-            if frame.f_code.co_filename.startswith(ROOT):
+            if is_program(frame):
                 what = ", ".join(repr(argument)[:80] for argument in arguments[:2])
                 self._notes.append(f"{event}({what}) at {frame.f_code.co_filename}:{frame.f_lineno}")
                 return

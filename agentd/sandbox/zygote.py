@@ -44,7 +44,7 @@ class Child(NamedTuple):
 class Zygote:
     """A process of its own, exec'd with an empty environment, that forks workers. Use it with `async with`.
 
-    `level` is the isolation its workers get, `isolation` what the machine gives; `died` is done when the process is gone.
+    `level` is the isolation its workers get, `isolation` what the machine gives.
     """
 
     level: int
@@ -59,7 +59,8 @@ class Zygote:
         self._forks: dict[int, asyncio.Future[Child]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._seed_key = secrets.token_bytes(32)
-        self.died: asyncio.Future[None] = self._loop.create_future()
+        self.alive = True
+        """False as soon as the process is gone, and its workers with it."""
         self._loop.add_reader(control, self._read)
 
     @classmethod
@@ -126,7 +127,7 @@ class Zygote:
 
     async def fork(self, program: str, memory_bytes: int, channel: socket.socket, log: int) -> Child:
         """A new worker with these two descriptors. Raises WorkerDied where the zygote is gone, SandboxError where it could not fork."""
-        if self.died.done():
+        if not self.alive:
             raise WorkerDied("the zygote is gone")
         self._number += 1
         number = self._number
@@ -161,11 +162,11 @@ class Zygote:
         await self.aclose()
 
     def _gone(self, why: str) -> None:
-        if self.died.done():
+        if not self.alive:
             return
+        self.alive = False
         self._loop.remove_reader(self._control)
         self._control.close()
-        self.died.set_result(None)
         if not self._ready.done():
             self._ready.set_exception(SandboxError(why))
             self._ready.exception()  # start() may be gone already
