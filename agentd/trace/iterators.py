@@ -1,0 +1,73 @@
+"""Iterating over nodes: each item is a node that was computed from the container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from agentd.trace.forms import Operator
+from agentd.trace.nodes import MessageNode, Node, apply, node, raise_error
+
+_ITERATE = Operator("iterate", "[iterate] The items of x, one by one.").form(("x",))
+
+
+def iterate(x: Any) -> Iterator[Any]:
+    """The items of a list, tuple, text, array, range, set or dict (its keys) as nodes. Raises ExecutionError (TypeError) for others."""
+    x = node(x)
+    value = x._data
+    if isinstance(value, list | tuple | str | bytes | range):
+        return SeqIterable(x)
+    if isinstance(value, dict):
+        return SeqIterable(x.keys())
+    if isinstance(value, set | frozenset):
+        return SeqIterable(apply("to_list", x))
+    if hasattr(value, "__array_interface__") and getattr(value, "ndim", 0):
+        return SeqIterable(x)
+    if hasattr(value, "__iter__") and hasattr(value, "__len__"):  # other finite collections, such as dict views and deques
+        return SeqIterable(apply("to_list", x))
+    raise_error(_ITERATE, (x,), TypeError(f"cannot iterate over or unpack a {type(value).__name__}"))
+
+
+class SeqIterable:
+    """Iterates over a node of a sequence; starts anew with each `iter`."""
+
+    def __init__(self, wrapped_list: Node) -> None:
+        self.wrapped_list = wrapped_list
+        self._index = 0
+
+    def __iter__(self) -> SeqIterable:
+        self._index = 0
+        return self
+
+    def __next__(self) -> Any:
+        if self._index >= len(self.wrapped_list._data):
+            raise StopIteration
+        item = self.wrapped_list[self._index]
+        self._index += 1
+        return item
+
+    def __len__(self) -> int:
+        return len(self.wrapped_list._data)
+
+
+class DictIterable:
+    """Iterates over a node of a dict: pairs of nodes, key and value."""
+
+    def __init__(self, wrapped_dict: Node) -> None:
+        self.wrapped_dict = wrapped_dict
+        self.keys = apply("keys", wrapped_dict)
+        self._index = 0
+
+    def __iter__(self) -> DictIterable:
+        self._index = 0
+        return self
+
+    def __next__(self) -> tuple[MessageNode, MessageNode]:
+        if self._index >= len(self.keys._data):
+            raise StopIteration
+        key = self.keys[self._index]
+        self._index += 1
+        return key, self.wrapped_dict[key]
+
+    def __len__(self) -> int:
+        return len(self.keys._data)

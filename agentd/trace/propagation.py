@@ -1,0 +1,210 @@
+"""Carrying feedback back: one reverse sweep over integer parents, for live graphs and for exported ones.
+
+Both are brought into the same form: `parents[i]` are the positions of node i's parents, all smaller than i. Every function here is
+O(nodes + edges) and free of recursion, so that a graph may be deeper than Python's stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentd.errors import TraceError
+from agentd.records import NodeKind, TraceGraph, TraceNode
+from agentd.trace.errors import BackwardError
+from agentd.trace.nodes import MessageNode, Node, ParameterNode
+
+if TYPE_CHECKING:
+    from agentd.trace.propagators import Propagator
+
+Parents = Sequence[Sequence[int]]
+
+# --- over integers --------------------------------------------------------------------------------------------------
+
+
+def ancestors(parents: Parents, outputs: Iterable[int]) -> bytearray:
+    """A mask: 1 for each output and everything that it was computed from."""
+    mask = bytearray(len(parents))
+    last = -1
+    for output in outputs:
+        mask[output] = 1
+        last = max(last, output)
+    for index in range(last, -1, -1):
+        if mask[index]:
+            for parent in parents[index]:
+                mask[parent] = 1
+    return mask
+
+
+def descendants(parents: Parents, roots: Iterable[int]) -> bytearray:
+    """A mask: 1 for each root and everything that was computed from it."""
+    mask = bytearray(len(parents))
+    for root in roots:
+        mask[root] = 1
+    for index, above in enumerate(parents):
+        if not mask[index]:
+            for parent in above:
+                if mask[parent]:
+                    mask[index] = 1
+                    break
+    return mask
+
+
+def on_paths(parents: Parents, parameters: Iterable[int], outputs: Sequence[int]) -> list[int]:
+    """The nodes on paths from parameters to outputs (the outputs always), in order: the body of the minimal subgraph."""
+    below = descendants(parents, parameters)
+    above = ancestors(parents, outputs)
+    wanted = set(outputs)
+    return [index for index in range(len(parents)) if (below[index] and above[index]) or index in wanted]
+
+
+# --- exported graphs ------------------------------------------------------------------------------------------------
+
+
+def minimal_subgraph(graph: TraceGraph, output: int) -> TraceGraph:
+    """The part of `graph` that matters for feedback on node `output`: the paths from parameters to it.
+
+    What the nodes on these paths also need comes as inputs with values, cut from what is upstream of them. Raises TraceError for an
+    output that is no node, and for parents that don't come before their children (an exported graph is a worker's word).
+    """
+    if not 0 <= output < len(graph.nodes):
+        raise TraceError(f"the graph has no node {output}")
+    check_order(graph)
+    parents = [node.parents for node in graph.nodes]
+    parameters = [index for index, node in enumerate(graph.nodes) if node.kind is NodeKind.PARAMETER]
+    body = set(on_paths(parents, parameters, [output]))
+    sides = {parent for index in body for parent in parents[index]} - body
+    kept = sorted(body | sides)
+    position = {old: new for new, old in enumerate(kept)}
+    nodes = tuple(
+        _moved(graph.nodes[old], tuple(position[parent] for parent in parents[old])) if old in body else _cut(graph.nodes[old])
+        for old in kept
+    )
+    operators = {node.operator for node in nodes}
+    functions = {name: function for name, function in graph.functions.items() if name in operators}
+    return msgspec.structs.replace(graph, nodes=nodes, functions=functions, output=position[output])
+
+
+def check_order(graph: TraceGraph) -> None:
+    """Raises TraceError where a node's parents don't come before it, or their number doesn't fit their names."""
+    for index, node in enumerate(graph.nodes):
+        if any(not 0 <= parent < index for parent in node.parents) or len(node.arguments) > len(node.parents):
+            raise TraceError(f"node {index} ({node.name}) of the trace graph has parents that don't come before it")
+    if graph.output is not None and not 0 <= graph.output < len(graph.nodes):
+        raise TraceError(f"the trace graph's output {graph.output} is no node of it")
+
+
+def _moved(node: TraceNode, parents: tuple[int, ...]) -> TraceNode:
+    return node if node.parents == parents else msgspec.structs.replace(node, parents=parents)
+
+
+def _cut(node: TraceNode) -> TraceNode:
+    return TraceNode(name=node.name, kind=NodeKind.INPUT, value=node.value, description=node.description)
+
+
+# --- live graphs ----------------------------------------------------------------------------------------------------
+
+_FINISHED = object()
+
+
+def topological(outputs: Iterable[Node]) -> tuple[list[Node], list[tuple[int, ...]]]:
+    """`outputs` and what they were computed from, parents first, and the positions of each one's parents.
+
+    The order follows the structure (depth first, arguments in order), not the time: tasks that raced give the same order each time.
+    Plain inputs are not among them.
+    """
+    order: list[Node] = []
+    parents: list[tuple[int, ...]] = []
+    position: dict[int, int] = {}
+    seen: set[int] = set()
+    stack: list[Any] = []
+    for output in outputs:
+        stack.append(output)
+        while stack:
+            item = stack.pop()
+            if item is _FINISHED:
+                item = stack.pop()
+                position[id(item)] = len(order)
+                order.append(item)
+                parents.append(tuple([position[id(value)] for value in item._inputs if isinstance(value, Node)]))
+            elif id(item) not in seen:
+                seen.add(id(item))
+                inputs = item._inputs
+                if inputs:
+                    stack.append(item)
+                    stack.append(_FINISHED)
+                    for value in reversed(inputs):
+                        if isinstance(value, Node) and id(value) not in seen:
+                            stack.append(value)
+                else:
+                    position[id(item)] = len(order)
+                    order.append(item)
+                    parents.append(())
+    return order, parents
+
+
+def subgraph(outputs: Sequence[Node]) -> list[Node]:
+    """The live minimal subgraph: parameters, what lies on their paths to the outputs, and the inputs of that, parents first."""
+    order, parents = topological(outputs)
+    position = {id(node): index for index, node in enumerate(order)}
+    parameters = [index for index, node in enumerate(order) if node.trainable]
+    body = on_paths(parents, parameters, [position[id(output)] for output in outputs])
+    kept = set(body)
+    for index in body:
+        kept.update(parents[index])
+    return [order[index] for index in sorted(kept)]
+
+
+def levels(output: Node) -> list[int]:
+    """The longest distance from a root, for each node of `topological([output])`."""
+    found: list[int] = []
+    for above in topological([output])[1]:
+        found.append(1 + max([found[parent] for parent in above], default=-1))
+    return found
+
+
+def visible_parameters(output: Node) -> set[ParameterNode]:
+    """The parameters that `output` was computed from, hidden inputs left aside."""
+    found: set[ParameterNode] = set()
+    seen = {id(output)}
+    stack = [output]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ParameterNode):
+            found.add(node)
+        for value in node._inputs[: len(node._form.arguments)]:
+            if isinstance(value, Node) and id(value) not in seen:
+                seen.add(id(value))
+                stack.append(value)
+    return found
+
+
+def hidden_parameters(node: MessageNode) -> set[ParameterNode]:
+    """The parameters that `node` depends on only through its hidden inputs."""
+    if not node.hidden:
+        return set()
+    found = {other for other in topological(node.hidden)[0] if isinstance(other, ParameterNode)}
+    return found - visible_parameters(node)
+
+
+def expandable(node: Node) -> set[MessageNode]:
+    """The nodes among `node` and its ancestors that have hidden dependencies."""
+    return {other for other in topological([node])[0] if isinstance(other, MessageNode) and other.hidden and hidden_parameters(other)}
+
+
+def backward(outputs: Sequence[tuple[Node, Any]], propagator: Propagator | None = None, *, retain_graph: bool = False) -> None:
+    """Carries feedback from one or several outputs back to all that they were computed from; see Node.backward."""
+    from agentd.trace.propagators import GraphPropagator  # noqa: PLC0415 - propagators are made of this module's parts
+
+    propagator = GraphPropagator() if propagator is None else propagator
+    order, parents = topological([output for output, _ in outputs])
+    for node in order:
+        if node._backwarded:
+            raise BackwardError(f"{node.name} has been backwarded; retain_graph=True keeps it open")
+    propagator.run(outputs, order, parents)
+    if not retain_graph:
+        for node, above in zip(order, parents, strict=True):
+            if above or node._inputs:
+                node._backwarded = True
