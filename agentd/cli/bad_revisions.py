@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 _SPYING = """
 blocked = []
-for attempt in (lambda: open("/etc/passwd").read(), lambda: __import__("socket").socket()):
+for attempt in (lambda: open("/etc/passwd"), lambda: __import__("socket").socket()):
     try:
-        attempt()
+        with attempt() as opened:
+            opened.fileno()
     except Exception as error:
         blocked.append(f"{type(error).__name__}: {error}")
 if len(blocked) == 2:

@@ -34,7 +34,7 @@ def explain(episode: "Episode") -> tuple[float, str]:
     if arrival is None:
         said = [
             f"Never stayed upright; came as close as {math.degrees(abs(angles[highest])):.0f} degrees at step {highest}.",
-            f"In {share(torques, steps)} % of the ticks outside {UPRIGHT} rad the torque had the sign of the angular velocity.",
+            f"In {share(torques, steps)} % of the ticks away from upright the torque had the sign of the angular velocity.",
         ]
     else:
         after = [abs(angle) for angle in angles[arrival:]]
