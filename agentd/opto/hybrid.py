@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from agentd.errors import BudgetExhausted, ModelError, OptimizerError
 from agentd.opto.contract import Llm, Optimizer, OptimizerContext, Screen
+from agentd.opto.optoprime import OptoPrime
 from agentd.opto.search import Search
 from agentd.opto.space import Space
 from agentd.records import MemoryEntry, Problem, Proposal
@@ -20,11 +21,7 @@ class Hybrid:
 
     def __init__(self, context: OptimizerContext, llm: Llm, screen: Screen | None = None) -> None:
         self._context = context
-        self._optoprime: Optimizer | None = None
-        if context.models:
-            from agentd.opto.optoprime import OptoPrime  # noqa: PLC0415
-
-            self._optoprime = OptoPrime(context, llm, screen)
+        self._optoprime = OptoPrime(context, llm, screen) if context.models else None
         searchable = bool(Space(context.parameters, context.values).dimensions)
         self._search = Search(context, llm, screen) if searchable else None
 

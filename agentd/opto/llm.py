@@ -79,7 +79,7 @@ class LitellmClient:
         self._cache = cache or NoCache()
         self._generator = generator or random.Random()  # noqa: S311 - jitter needs no secrecy
         self._places = asyncio.Semaphore(settings.concurrency)
-        self._without_schema: set[str] = set()
+        self._schema_form: dict[str, int] = {}
         self._litellm: Any = None
         self._loading = asyncio.Lock()
 
@@ -134,11 +134,12 @@ class LitellmClient:
                 async with self._places:
                     return await self._ask(model, request)
             except _Refused as refused:
-                if not refused.error.retryable or attempt == self._settings.attempts:
+                away = refused.retry_after > self._settings.longest_backoff  # asked to stay away for long: the next model, or later
+                if not refused.error.retryable or away or attempt == self._settings.attempts:
                     raise refused.error from None
                 ceiling = min(self._settings.longest_backoff, self._settings.backoff * 2.0 ** (attempt - 1))
                 wait = ceiling * (0.5 + 0.5 * self._generator.random())
-                await asyncio.sleep(max(wait, min(refused.retry_after, self._settings.total_timeout)))
+                await asyncio.sleep(max(wait, refused.retry_after))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _ask(self, model: str, request: LlmRequest) -> LlmReply:
@@ -170,14 +171,16 @@ class LitellmClient:
         return reply
 
     async def _call(self, litellm: Any, model: str, request: LlmRequest) -> Any:
-        schema = request.schema if model not in self._without_schema else None
-        try:
-            return await self._transport(litellm, model, request, schema)
-        except _Refused as refused:
-            if schema is None or refused.error.status not in (400, 422) or not _is_about_schema(str(refused.error)):
-                raise
-            self._without_schema.add(model)  # it said so; the prompt describes the form anyway
-        return await self._transport(litellm, model, request, None)
+        """Asks with the schema as it is, in the plain form that strict servers want, or without: the first that is taken."""
+        forms = (request.schema, _plain(request.schema), None)
+        while True:
+            form = self._schema_form.get(model, 0) if request.schema is not None else 2
+            try:
+                return await self._transport(litellm, model, request, forms[form])
+            except _Refused as refused:
+                if form == 2 or refused.error.status not in {400, 422} or not _is_about_schema(str(refused.error)):
+                    raise
+                self._schema_form[model] = form + 1  # it said so; the prompt describes the form anyway
 
     async def _transport(self, litellm: Any, model: str, request: LlmRequest, schema: dict[str, Any] | None) -> Any:
         arguments: dict[str, Any] = {
@@ -291,6 +294,15 @@ def _read(litellm: Any, model: str, response: Any) -> LlmReply:
         dollars=_price(litellm, model, tokens_in, tokens_out),
         finish_reason=str(choices[0].finish_reason) if choices else "none",
     )
+
+
+def _plain(schema: Any) -> Any:
+    """A schema without limits on lengths and numbers, which not every server with constrained decoding accepts."""
+    if isinstance(schema, dict):
+        return {
+            key: _plain(value) for key, value in schema.items() if key not in {"maxLength", "minimum", "maximum", "minItems", "maxItems"}
+        }
+    return [_plain(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def _is_about_schema(text: str) -> bool:

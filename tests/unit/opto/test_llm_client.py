@@ -94,17 +94,26 @@ async def test_an_answer_that_is_not_the_protocol_is_a_clear_error():
 
 async def test_a_slow_model_meets_the_deadline_of_the_call():
     async with ScriptedLlm(in_turn([Reply("late", delay=20.0)])) as server, client(server, call_timeout=0.2, attempts=1) as llm:
-        with pytest.raises(ModelError, match="no answer within 0[.]2 s|[Tt]imeout") as caught:
+        with pytest.raises(ModelError, match=r"no answer within 0[.]2 s|[Tt]imeout") as caught:
             await llm.complete(request())
     assert caught.value.retryable
 
 
 async def test_all_attempts_together_meet_the_total_deadline():
-    script = in_turn([Reply(status=429, retry_after=30)])
-    async with ScriptedLlm(script) as server, client(server, total_timeout=3.0, attempts=9) as llm:
-        with pytest.raises(ModelError, match="no answer within 3 s"):
+    script = in_turn([Reply(status=429, retry_after=0.3)])
+    async with ScriptedLlm(script) as server, client(server, total_timeout=3.5, attempts=99) as llm:
+        with pytest.raises(ModelError, match=r"no answer within 3[.]5 s"):
             await llm.complete(request())
-    assert len(server.requests) == 1
+    assert 1 < len(server.requests) < 20
+
+
+async def test_a_model_that_asks_to_be_left_alone_for_long_is_left_for_the_next():
+    def script(asked):
+        return Reply(status=429, retry_after=3600) if asked.body["model"] == "busy" else "from the second"
+
+    async with ScriptedLlm(script) as server, client(server, models=("openai/busy", "openai/free")) as llm:
+        assert (await llm.complete(request())).text == "from the second"
+    assert len(server.requests) == 2
 
 
 async def test_the_next_model_is_asked_when_the_first_has_failed():
@@ -180,7 +189,17 @@ async def test_a_server_without_schemas_is_asked_again_without_one_and_remembere
     async with ScriptedLlm(script) as server, client(server) as llm:
         await llm.complete(request(schema={"type": "object"}))
         await llm.complete(request(schema={"type": "object"}))
-    assert [asked.schema is not None for asked in server.requests] == [True, False, False]
+    assert [asked.schema is not None for asked in server.requests] == [True, True, False, False]
+
+
+async def test_a_strict_server_gets_the_schema_without_limits():
+    def script(asked):
+        return Reply(status=400, error="Invalid schema: maxLength is not permitted") if "maxLength" in str(asked.schema) else "{}"
+
+    schema = {"type": "object", "properties": {"why": {"type": "string", "maxLength": 10}}}
+    async with ScriptedLlm(script) as server, client(server) as llm:
+        await llm.complete(request(schema=schema))
+    assert server.requests[-1].schema == {"type": "object", "properties": {"why": {"type": "string"}}}
 
 
 async def test_only_so_many_calls_are_under_way_at_once():

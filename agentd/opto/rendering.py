@@ -1,0 +1,271 @@
+"""OPTO problems and memory as text for a model: the published format of OptoPrime (arXiv 2406.16218, section 3.3 and appendix).
+
+Whatever comes from a trace or from feedback is data that a stranger may have written. A value on one line is JSON, so it can't begin a
+section; longer text stands between marks that it can't contain, for they follow from its own hash. Every part has a limit of its own.
+"""
+
+import enum
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from agentd import codec
+from agentd.errors import CodecError
+from agentd.opto.space import same
+from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Problem, TraceGraph, TraceNode, Value
+
+_STEP_OPERATOR = "environment_step"
+
+
+class Section(enum.StrEnum):
+    """The parts of a problem. All but the variables can be masked, as in the paper's ablations."""
+
+    INSTRUCTION = "instruction"
+    CODE = "code"
+    DOCUMENTATION = "documentation"
+    VARIABLES = "variables"
+    CONSTRAINTS = "constraints"
+    INPUTS = "inputs"
+    OTHERS = "others"
+    OUTPUTS = "outputs"
+    FEEDBACK = "feedback"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of what is shown: characters of a value on a line, characters of a text block, lines of code and of values per case."""
+
+    value: int = 200
+    block: int = 4_000
+    lines: int = 60
+    first_ticks: int = 2
+    last_ticks: int = 3
+
+
+class Renderer:
+    """Turns problems into prompt text; `mark` fences everything that was not written by the author of the prompt."""
+
+    def __init__(self, problems: Sequence[Problem], mask: Collection[str] = (), limits: Limits | None = None) -> None:
+        self._problems = tuple(problems)
+        self._mask = frozenset(Section(name) for name in mask) - {Section.VARIABLES}
+        self._limits = limits or Limits()
+        digest = hashlib.sha256(repr([(problem.episode, problem.feedback, problem.graph, problem.values) for problem in problems]).encode())
+        self.mark = f"data-{digest.hexdigest()[:10]}"
+
+    def problem(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str) -> str:
+        """The whole problem: what all cases share, then each case."""
+        parts = [self._section(Section.INSTRUCTION, objective)]
+        parts.append(self._section(Section.DOCUMENTATION, "\n".join(self._documentation())))
+        parts.append(self._section(Section.VARIABLES, "\n".join(self._variable(parameter, values) for parameter in parameters)))
+        parts.append(self._section(Section.CONSTRAINTS, "\n".join(filter(None, map(_constraint, parameters)))))
+        for number, problem in enumerate(self._problems, 1):
+            if len(self._problems) > 1:
+                parts.append(f"## Case {number} of {len(self._problems)}")
+            parts.extend(self._case(problem))
+        return "\n\n".join(part for part in parts if part)
+
+    def memory(self, entries: Sequence[MemoryEntry], parameters: Sequence[Parameter], values: Mapping[str, Value]) -> str:
+        """Earlier attempts with scores and fates, each as what differs from the current values."""
+        known = {parameter.path for parameter in parameters}
+        lines = []
+        for entry in entries:
+            changed = {path: value for path, value in entry.values.items() if path in known and not same(value, values.get(path))}
+            shown = "\n".join(self._named(path, value) for path, value in changed.items()) or "(the current values)"
+            lines.append(f"- {_fate(entry)}\n{shown}")
+        return self._section(Section.MEMORY, "\n".join(lines))
+
+    def fenced(self, text: str) -> str:
+        """`text` between marks, shortened in the middle to the limit."""
+        return f"<<{self.mark}\n{shortened(text.replace(self.mark, 'data'), self._limits.block)}\n{self.mark}>>"
+
+    def _section(self, section: Section, content: str) -> str:
+        return f"#{section.value.capitalize()}\n{content}" if content and section not in self._mask else ""
+
+    def _case(self, problem: Problem) -> Iterator[str]:
+        if problem.instruction:
+            yield self._section(Section.INSTRUCTION, self.fenced(problem.instruction))
+        if problem.graph is not None:
+            view = _GraphView(problem.graph, {parameter.path for parameter in problem.parameters}, self._limits)
+            yield self._section(Section.CODE, self.fenced("\n".join(view.code())))
+            yield self._section(Section.INPUTS, self.fenced(inputs) if (inputs := "\n".join(view.inputs())) else "")
+            yield self._section(Section.OTHERS, self.fenced(others) if (others := "\n".join(view.others())) else "")
+            yield self._section(Section.OUTPUTS, self.fenced(output) if (output := "\n".join(view.output())) else "")
+        yield self._section(Section.FEEDBACK, self._feedback(problem))
+
+    def _feedback(self, problem: Problem) -> str:
+        feedback = problem.feedback
+        score = f"Score: {feedback.normalised:.4g} (0 is worst, 1 is best)"
+        if problem.outcome is not Outcome.FINISHED:
+            score += f"; the run was {problem.outcome.value}"
+        metrics = "".join(f"; {_word(name)} = {value:.4g}" for name, value in feedback.metrics.items())
+        return score + metrics + (f"\n{self.fenced(feedback.text)}" if feedback.text else "")
+
+    def _documentation(self) -> Iterator[str]:
+        seen: set[str] = set()
+        for problem in self._problems:
+            for name, function in (problem.graph.functions if problem.graph is not None else {}).items():
+                if name not in seen and (function.documentation or function.source):
+                    seen.add(name)
+                    text = function.documentation + (f"\n{function.source}" if function.source else "")
+                    yield f"[{_word(name)}]\n{self.fenced(text)}"
+
+    def _variable(self, parameter: Parameter, values: Mapping[str, Value]) -> str:
+        return self._named(parameter.path, values.get(parameter.path, parameter.default), f"({type_name(parameter)}) ")
+
+    def _named(self, path: str, value: Value, prefix: str = "") -> str:
+        if isinstance(value, str) and ("\n" in value or len(value) > self._limits.value):
+            return f"{prefix}{path} =\n{self.fenced(value)}"
+        return f"{prefix}{path} = {shown(value, self._limits.block)}"
+
+
+class _GraphView:
+    """A trace graph as lines: what computed what, and the values."""
+
+    def __init__(self, graph: TraceGraph, paths: Collection[str], limits: Limits) -> None:
+        self._graph = graph
+        self._paths = paths
+        self._limits = limits
+        self._names = self._unique_names()
+        self._output = graph.output if graph.output is not None else len(graph.nodes) - 1
+
+    def code(self) -> Iterator[str]:
+        lines = [
+            self._call(index, node) for index, node in enumerate(self._graph.nodes) if node.kind in (NodeKind.MESSAGE, NodeKind.EXCEPTION)
+        ]
+        yield from self._folded(lines)
+        if self._graph.dropped_nodes:
+            yield f"... ({self._graph.dropped_nodes} more were not recorded)"
+
+    def inputs(self) -> Iterator[str]:
+        yield from self._folded(
+            [
+                self._value(index, node)
+                for index, node in enumerate(self._graph.nodes)
+                if node.kind is NodeKind.INPUT or self._is_foreign(node)
+            ]
+        )
+
+    def others(self) -> Iterator[str]:
+        kinds = (NodeKind.MESSAGE, NodeKind.EXCEPTION)
+        nodes = [(index, node) for index, node in enumerate(self._graph.nodes) if node.kind in kinds and index != self._output]
+        yield from self._folded([self._value(index, node) for index, node in nodes])
+
+    def output(self) -> Iterator[str]:
+        if 0 <= self._output < len(self._graph.nodes):
+            yield self._value(self._output, self._graph.nodes[self._output])
+
+    def _is_foreign(self, node: TraceNode) -> bool:
+        return node.kind is NodeKind.PARAMETER and node.path not in self._paths
+
+    def _call(self, index: int, node: TraceNode) -> str:
+        arguments = [
+            f"{_word(role)}={self._names[parent]}" if role else self._names[parent]
+            for role, parent in zip((*node.arguments, *[""] * len(node.parents)), node.parents, strict=False)
+            if 0 <= parent < len(self._names)
+        ]
+        return f"{self._names[index]} = {_word(node.operator or node.name)}({', '.join(arguments)})"
+
+    def _value(self, index: int, node: TraceNode) -> str:
+        return f"({_type_of(node.value)}) {self._names[index]} = {shown(node.value, self._limits.value)}"
+
+    def _folded(self, lines: Sequence[str]) -> Iterator[str]:
+        """The lines; of a long run the first ticks and the last, by the environment's steps where there are any."""
+        if len(lines) <= self._limits.lines:
+            yield from lines
+            return
+        steps = [index for index, line in enumerate(lines) if f"{_STEP_OPERATOR}" in line]
+        half = self._limits.lines // 2
+        head = (
+            min(steps[self._limits.first_ticks - 1] + 1, half) if len(steps) > self._limits.first_ticks + self._limits.last_ticks else half
+        )
+        tail = (
+            max(steps[-self._limits.last_ticks - 1] + 1, len(lines) - half)
+            if len(steps) > self._limits.last_ticks + 1
+            else len(lines) - half
+        )
+        yield from lines[:head]
+        yield f"... ({tail - head} similar lines left out)"
+        yield from lines[tail:]
+
+    def _unique_names(self) -> list[str]:
+        names: list[str] = []
+        taken: set[str] = set()
+        for index, node in enumerate(self._graph.nodes):
+            name = node.path if node.kind is NodeKind.PARAMETER and node.path in self._paths and node.path is not None else _word(node.name)
+            if name in taken:
+                name = f"{name}_{index}"
+            taken.add(name)
+            names.append(name)
+        return names
+
+
+def chosen_memory(memory: Sequence[MemoryEntry], regime: int, count: int) -> list[MemoryEntry]:
+    """What is worth showing: the best half and the most recent, of this regime, oldest first; each set of values once, its last fate."""
+    latest: list[MemoryEntry] = []
+    for entry in reversed([entry for entry in memory if entry.regime == regime]):
+        if not any(same(entry.values, other.values) for other in latest):
+            latest.append(entry)
+    best = sorted((entry for entry in latest if entry.mean is not None), key=lambda entry: -(entry.mean or 0.0))[: (count + 1) // 2]
+    recent = [entry for entry in latest if entry not in best][: max(0, count - len(best))]
+    return [entry for entry in reversed(latest) if entry in best or entry in recent]
+
+
+def type_name(parameter: Parameter) -> str:
+    """What a parameter holds, in a word."""
+    if parameter.kind is Kind.NUMBER:
+        return "int" if parameter.integer else "float"
+    return {Kind.TEXT: "str", Kind.BOOLEAN: "bool", Kind.CHOICE: "choice", Kind.CODE: "code"}.get(parameter.kind, "json")
+
+
+def shown(value: Value, limit: int) -> str:
+    """`value` on one line, as JSON where it has such a form, shortened to `limit` characters."""
+    try:
+        text = json.dumps(codec.to_builtins(value), ensure_ascii=False)
+    except (TypeError, ValueError, CodecError, RecursionError):
+        text = json.dumps(repr(value), ensure_ascii=False)
+    return shortened(re.sub(r"[\x00-\x1f\x7f\u0085\u2028\u2029]", " ", text), limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text` with its middle left out when it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    left_out = f" ... ({len(text) - limit} characters left out) ... "
+    return text[: limit * 2 // 3] + left_out + text[len(text) - limit // 3 :]
+
+
+def _constraint(parameter: Parameter) -> str:
+    parts = []
+    if parameter.description:
+        parts.append(shortened(" ".join(parameter.description.split()), 500))
+    if parameter.constraint:
+        parts.append(shortened(" ".join(parameter.constraint.split()), 500))
+    if parameter.bounds is not None:
+        low, high = parameter.bounds
+        parts.append(f"between {'-inf' if low is None else f'{low:g}'} and {'inf' if high is None else f'{high:g}'}")
+    if parameter.choices is not None:
+        parts.append("one of " + ", ".join(shown(choice, 100) for choice in parameter.choices))
+    if parameter.signature:
+        parts.append(f"one function that keeps its signature: {parameter.signature}")
+    return f"{parameter.path}: {'; '.join(parts)}" if parts else ""
+
+
+def _fate(entry: MemoryEntry) -> str:
+    score = "not scored" if entry.mean is None else f"score {entry.mean:.4g}"
+    difference = "" if entry.difference is None else f", {entry.difference:+.4g} against the version then current ({entry.pairs} pairs)"
+    reason = f": {shown(entry.reason, 300)}" if entry.reason else ""
+    return f"{_word(entry.fate)}{reason} ({score}{difference})"
+
+
+def _type_of(value: Value) -> str:
+    return {str: "str", bool: "bool", int: "int", float: "float", list: "list", tuple: "list", dict: "dict", type(None): "None"}.get(
+        type(value), "array" if hasattr(value, "shape") else "object"
+    )
+
+
+def _word(text: str) -> str:
+    """A name that can't be mistaken for anything else: letters, digits, dots and underscores, at most 60."""
+    return re.sub(r"[^\w.]+", "_", text)[:60] or "_"

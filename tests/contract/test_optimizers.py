@@ -1,0 +1,49 @@
+"""The built-in optimizers keep the contract that plug-ins are held to."""
+
+import json
+
+from agentd.opto.contract import LlmReply
+from agentd.opto.hybrid import Hybrid
+from agentd.opto.optoprime import OptoPrime
+from agentd.opto.search import Search
+from agentd.testing.optimizers import OptimizerContract
+
+
+class Model:
+    """Proposes a fixed change, and another when it is told to."""
+
+    def __init__(self, parameters):
+        self._names = {parameter.path for parameter in parameters}
+
+    async def complete(self, request):
+        asked = len(request.messages) > 2
+        values = {"gain": -4 if asked else 4} if "gain" in self._names else {"prompt": "Be quick." if asked else "Think first."}
+        return LlmReply(text=json.dumps({"reasoning": "", "suggestion": values}), model="scripted")
+
+
+class TestSearch(OptimizerContract):
+    def make(self, context, llm, screen):
+        return Search(context, llm, screen)
+
+
+class TestOptoPrime(OptimizerContract):
+    def make(self, context, llm, screen):
+        return OptoPrime(context, llm, screen)
+
+    def make_llm(self, parameters):
+        return Model(parameters)
+
+
+class TestHybridWithoutModel(OptimizerContract):
+    def make(self, context, llm, screen):
+        return Hybrid(context, llm, screen)
+
+
+class TestHybridWithModel(OptimizerContract):
+    def make(self, context, llm, screen):
+        return Hybrid(
+            type(context)(**{name: getattr(context, name) for name in context.__struct_fields__} | {"models": ("m",)}), llm, screen
+        )
+
+    def make_llm(self, parameters):
+        return Model(parameters)
