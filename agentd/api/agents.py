@@ -107,6 +107,13 @@ async def read_revision(shared: Shared, agent: AgentName, revision: Key) -> Resp
     found = await shared.store.revision(revision)
     if found.agent != agent:
         raise NotFound("revision", revision)
+    return await read_any_revision(shared, found.id)
+
+
+@router.get("/revisions/{revision}", dependencies=[viewer])
+async def read_any_revision(shared: Shared, revision: Key) -> Response:
+    """A revision with its source, whichever agent it is of."""
+    found = await shared.store.revision(revision)
     return document(revision_view(found, await shared.store.provenance(found.id), await shared.store.source(found.source)))
 
 

@@ -11,7 +11,8 @@ from agentd.api.context import Shared, operator, viewer
 from agentd.api.views import pairs_view, plain, release_view
 from agentd.errors import NotFound
 
-router = APIRouter(prefix="/api/v1/agents/{agent}/releases", tags=["releases"])
+router = APIRouter(prefix="/api/v1", tags=["releases"])
+OF_AGENT = "/agents/{agent}/releases"
 
 
 class Submission(Decision):
@@ -21,7 +22,7 @@ class Submission(Decision):
     note: Annotated[str, Field(max_length=10_000)] = ""
 
 
-@router.get("", dependencies=[viewer])
+@router.get(OF_AGENT, dependencies=[viewer])
 async def list_releases(
     shared: Shared, agent: AgentName, active: Annotated[bool, Query()] = False, limit: Limit = 100, before: Before = None
 ) -> Response:
@@ -31,7 +32,7 @@ async def list_releases(
     return page([release_view(release) for release in releases], limit)
 
 
-@router.post("", dependencies=[operator], status_code=201)
+@router.post(OF_AGENT, dependencies=[operator], status_code=201)
 async def submit(shared: Shared, request: Request, agent: AgentName, submission: Submission, key: IdempotencyKey = None) -> Response:
     """Begin a release of values given by an operator. It goes the way of every other."""
 
@@ -42,12 +43,19 @@ async def submit(shared: Shared, request: Request, agent: AgentName, submission:
     return await once(shared, request, key, work)
 
 
-@router.get("/{release}", dependencies=[viewer])
+@router.get(f"{OF_AGENT}/{{release}}", dependencies=[viewer])
 async def read_release(shared: Shared, agent: AgentName, release: Key) -> Response:
     """A release with its proposal and its evidence."""
     found = await shared.store.release(release)
     if found.agent != agent:
         raise NotFound("release", release)
+    return await read_any_release(shared, found.id)
+
+
+@router.get("/releases/{release}", dependencies=[viewer])
+async def read_any_release(shared: Shared, release: Key) -> Response:
+    """A release with its proposal and its evidence, whichever agent it is of."""
+    found = await shared.store.release(release)
     view = release_view(found) | {"evidence": pairs_view(await shared.store.pairs(found.id))}
     try:
         view["proposed"] = plain(await shared.store.proposal(found.proposal))
@@ -56,7 +64,7 @@ async def read_release(shared: Shared, agent: AgentName, release: Key) -> Respon
     return document(view)
 
 
-@router.post("/{release}/{verb}", dependencies=[operator])
+@router.post(f"{OF_AGENT}/{{release}}/{{verb}}", dependencies=[operator])
 async def decide(
     shared: Shared,
     request: Request,

@@ -49,37 +49,14 @@ def _e_value(log_e: float) -> float:
 
 
 def agent_view(status: AgentStatus) -> dict[str, Any]:
-    """An agent at a glance."""
-    state = status.state
-    return {
-        "name": status.name,
-        "mode": status.mode.value,
-        "health": str(status.health),
-        "problem": status.problem,
-        "stable": state.stable if state else None,
-        "desired": state.desired if state else None,
-        "last_good": state.last_good if state else None,
-        "source": state.source if state else None,
-        "regime": state.regime if state else 0,
-        "paused": state.paused if state else False,
-        "improving": state.improving if state else False,
-        "watch": _watch_view(state),
-        "release": release_view(status.release) if status.release else None,
-        "devices": dict(status.devices),
-        "isolation": status.isolation,
-        "runner": {"session": status.runner_session, "pid": status.runner_pid, "adopted": status.runner_adopted},
-        "episodes": status.episodes,
-        "recent": [plain(score) for score in status.recent],
-        "optimizer": status.optimizer,
-    }
-
-
-def _watch_view(state: AgentState | None) -> dict[str, Any] | None:
-    if state is None or state.watch is None:
-        return None
-    watch = state.watch
-    phase = "alarmed" if watch.alarmed else "burn-in" if watch.bound is None else "watching"
-    return {"phase": phase, "episodes": watch.episodes, "bound": plain(watch.bound)}
+    """An agent at a glance. Its parameters have a route of their own."""
+    view: dict[str, Any] = plain(status)
+    if status.release is not None:
+        view["release"] = release_view(status.release)
+    if status.state is not None:
+        view["state"] = plain(msgspec.structs.replace(status.state, parameters=()))
+        del view["state"]["parameters"]
+    return view
 
 
 def daemon_view(status: DaemonStatus) -> dict[str, Any]:

@@ -12,9 +12,10 @@ async def test_the_status_names_every_agent_with_its_stable_revision_and_scores(
     answer = await api.viewer.get("/api/v1/status")
     assert answer.status_code == 200
     [agent] = answer.json()["agents"]
-    assert agent["stable"] == FIRST.id
+    assert agent["state"]["stable"] == FIRST.id
+    assert "parameters" not in agent["state"]
     assert agent["recent"][-1] == 0.74
-    assert agent["watch"] == {"phase": "watching", "episodes": 42, "bound": 0.71}
+    assert agent["state"]["watch"]["bound"] == 0.71
     assert (await api.viewer.get("/api/v1/agents/cartpole")).json() == agent
     assert (await api.viewer.get("/api/v1/agents")).json()["items"] == [agent]
 
@@ -61,10 +62,12 @@ async def test_a_revision_is_found_by_a_prefix_and_says_where_it_came_from(api) 
     assert revision["values"] == {"gains.kp": 2.5}
     assert revision["provenance"][0]["note"] == "a hunch"
     assert "controller.py" in revision["source_files"]
+    assert (await api.viewer.get(f"/api/v1/revisions/{BETTER.id[:6]}")).json() == revision
 
 
 async def test_a_release_is_shown_with_proposal_difference_and_e_value(api) -> None:
     release = (await api.viewer.get("/api/v1/agents/cartpole/releases/r-old")).json()
+    assert (await api.viewer.get("/api/v1/releases/r-o")).json() == release
     assert release["phase"] == "promoted"
     assert release["difference"] == pytest.approx(0.1)
     assert release["e_value"] == pytest.approx(4.4817, rel=1e-4)
@@ -142,13 +145,13 @@ async def test_an_unknown_verb_is_refused_before_anything_is_done(api) -> None:
 async def test_the_desired_revision_is_put_by_prefix(api) -> None:
     answer = await api.operator.put("/api/v1/agents/cartpole/desired-revision", json={"revision": BETTER.id[:8], "reason": "better"})
     assert answer.status_code == 200
-    assert answer.json()["stable"] == BETTER.id
+    assert answer.json()["state"]["stable"] == BETTER.id
     assert (await api.operator.put("/api/v1/agents/cartpole/desired-revision", json={"revision": "feed" * 4})).status_code == 404
 
 
 async def test_an_agent_is_paused_and_resumed_and_the_optimizer_is_asked(api) -> None:
-    assert (await api.operator.post("/api/v1/agents/cartpole/pause", json={})).json()["paused"] is True
-    assert (await api.operator.post("/api/v1/agents/cartpole/resume", json={"who": "ada"})).json()["paused"] is False
+    assert (await api.operator.post("/api/v1/agents/cartpole/pause", json={})).json()["state"]["paused"] is True
+    assert (await api.operator.post("/api/v1/agents/cartpole/resume", json={"who": "ada"})).json()["state"]["paused"] is False
     assert (await api.operator.post("/api/v1/agents/cartpole/proposals", json={})).status_code == 202
     assert (await api.operator.post("/api/v1/reload")).status_code == 200
     assert [asked[0] for asked in api.bench.asked] == ["pause_agent", "resume_agent", "propose", "reload"]

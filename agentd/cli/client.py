@@ -1,0 +1,228 @@
+"""The HTTP API from Python: what the CLI, the demo and scripts use."""
+
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from agentd.api.tokens import Role, read_token
+from agentd.errors import AgentdError, DaemonUnreachable
+from agentd.settings import read_address
+
+JSON = dict[str, Any]
+TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+SILENCE = 45.0
+"""Seconds without even a heartbeat after which an event stream counts as dead."""
+
+
+class Refused(AgentdError):  # noqa: N818 - the daemon's answer, not a fault of this program
+    """The daemon answered with a problem document (RFC 9457). `problem` is the whole of it."""
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        self.problem = dict(problem)
+        self.status = int(self.problem.get("status", 0))
+        self.kind = str(self.problem.get("type", "")).removeprefix("urn:agentd:")
+        super().__init__(str(self.problem.get("detail") or self.problem.get("title") or "the daemon refused"))
+
+
+class Client:
+    """A daemon's API at `url`. Every method raises DaemonUnreachable where none answers, Refused for a problem that it names.
+
+    Answers are JSON documents as docs/api.md describes them.
+    """
+
+    def __init__(self, url: str, token: str | None, *, viewer_token: str | None = None, who: str = "operator") -> None:
+        self.url = url.rstrip("/")
+        self._viewer_token = viewer_token
+        self._who = who
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        # A proxy of the environment is for the world outside, not for the daemon on this machine (and must not see its token).
+        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
+
+    @classmethod
+    def from_state(cls, state_directory: Path, *, who: str = "operator") -> Self:
+        """The daemon that runs with this state directory, with the best token in it that this user may read.
+
+        Raises:
+            DaemonUnreachable: no daemon has left its address there.
+        """
+        address = read_address(state_directory)
+        if address is None:
+            raise DaemonUnreachable(str(state_directory), "no daemon runs with this state directory")
+        viewer = read_token(state_directory, Role.VIEWER)
+        return cls(address.url, read_token(state_directory) or viewer, viewer_token=viewer, who=who)
+
+    @property
+    def page_url(self) -> str:
+        """The status page, with a token that may only look in the fragment, which browsers don't send and the page removes."""
+        return f"{self.url}/#token={self._viewer_token}" if self._viewer_token else f"{self.url}/"
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def status(self) -> JSON:
+        """The daemon and all its agents."""
+        return await self._get("/status")
+
+    async def agents(self) -> list[JSON]:
+        """All agents."""
+        return await self._items("/agents")
+
+    async def agent(self, agent: str) -> JSON:
+        """One agent."""
+        return await self._get(f"/agents/{agent}")
+
+    async def parameter_list(self, agent: str, revision: str | None = None) -> list[JSON]:
+        """The parameters with default and value, in a revision (the stable one)."""
+        return await self._items(f"/agents/{agent}/parameters", revision=revision)
+
+    async def parameters(self, agent: str, revision: str | None = None) -> JSON:
+        """The values by path in a revision (the stable one)."""
+        return {parameter["path"]: parameter["value"] for parameter in await self.parameter_list(agent, revision)}
+
+    async def revisions(self, agent: str, limit: int = 100) -> list[JSON]:
+        """The newest revisions."""
+        return await self._items(f"/agents/{agent}/revisions", limit=limit)
+
+    async def revision(self, revision: str) -> JSON:
+        """One revision, by id or prefix, with its source."""
+        return await self._get(f"/revisions/{revision}")
+
+    async def releases(self, agent: str, limit: int = 100) -> list[JSON]:
+        """The newest releases."""
+        return await self._items(f"/agents/{agent}/releases", limit=limit)
+
+    async def release(self, release: str) -> JSON:
+        """One release, by id or prefix, with its proposal and evidence."""
+        return await self._get(f"/releases/{release}")
+
+    async def episodes(self, agent: str, limit: int = 100, *, revision: str | None = None, role: str | None = None) -> list[JSON]:
+        """The newest episodes."""
+        return await self._items(f"/agents/{agent}/episodes", limit=limit, revision=revision, role=role)
+
+    async def episode(self, episode: str) -> JSON:
+        """One episode, by id or prefix, with steps and feedback."""
+        return await self._get(f"/episodes/{episode}")
+
+    async def trace(self, episode: str) -> JSON:
+        """The trace graph of an episode: untrusted text."""
+        return await self._get(f"/episodes/{episode}/trace")
+
+    async def logs(self, agent: str, limit: int = 200) -> list[str]:
+        """The last lines that the agent's workers printed: untrusted text."""
+        lines: list[str] = (await self._get(f"/agents/{agent}/logs", limit=limit))["items"]
+        return lines
+
+    async def events(self, agent: str | None = None, limit: int = 100, *, after: int | None = None) -> list[JSON]:
+        """Events behind `after`, or the latest ones; oldest first."""
+        return await self._items("/events", agent=agent, limit=limit, after=after)
+
+    async def follow(self, agent: str | None = None, *, after: int | None = None) -> AsyncIterator[JSON]:
+        """Events as they happen, beginning behind `after` or now. Ends when the daemon ends; passing events have `seq` 0."""
+        parameters = _given(agent=agent, after=after)
+        headers = {"accept": "text/event-stream"}
+        timeout = httpx.Timeout(SILENCE, connect=3.0)
+        try:
+            async with self._http.stream("GET", "/api/v1/events", params=parameters, headers=headers, timeout=timeout) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    await answer.aread()
+                    raise Refused(_problem(answer))
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+        except httpx.TransportError as error:
+            raise DaemonUnreachable(self.url, str(error) or type(error).__name__) from error
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    async def submit(self, agent: str, values: Mapping[str, Any], *, note: str = "") -> JSON:
+        """Begin a release of these values. Safe against being sent twice."""
+        return await self._post(f"/agents/{agent}/releases", values=dict(values), note=note)
+
+    async def decide(self, verb: str, agent: str, release: str, *, reason: str = "") -> JSON:
+        """approve, promote, abort, pause, resume or retry a release."""
+        return await self._post(f"/agents/{agent}/releases/{release}/{verb}", reason=reason)
+
+    async def promote(self, agent: str, release: str, *, reason: str = "") -> JSON:
+        """Force a screened release past its canary."""
+        return await self.decide("promote", agent, release, reason=reason)
+
+    async def pause_agent(self, agent: str) -> JSON:
+        """Start no more episodes."""
+        return await self._post(f"/agents/{agent}/pause")
+
+    async def resume_agent(self, agent: str) -> JSON:
+        """Go on after `pause_agent`."""
+        return await self._post(f"/agents/{agent}/resume")
+
+    async def propose(self, agent: str) -> JSON:
+        """Ask the optimizer for a proposal now."""
+        return await self._post(f"/agents/{agent}/proposals")
+
+    async def set_desired(self, agent: str, revision: str, *, reason: str = "") -> JSON:
+        """Serve a known revision: rollback or pin."""
+        body = {"revision": revision, "reason": reason, "who": self._who}
+        return await self._request("PUT", f"/agents/{agent}/desired-revision", json=body)
+
+    async def reload(self) -> JSON:
+        """Have the agents directory read again."""
+        return await self._request("POST", "/reload")
+
+    # --- HTTP --------------------------------------------------------------------------------------------------------
+
+    async def _get(self, path: str, **parameters: Any) -> JSON:
+        return await self._request("GET", path, params=_given(**parameters))
+
+    async def _items(self, path: str, **parameters: Any) -> list[JSON]:
+        items: list[JSON] = (await self._get(path, **parameters))["items"]
+        return items
+
+    async def _post(self, path: str, **body: Any) -> JSON:
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        for last in (False, True):
+            try:
+                return await self._request("POST", path, json=body | {"who": self._who}, headers=headers)
+            except DaemonUnreachable as error:
+                # The answer may have been lost after the work was done: with its key the same request can be sent once more.
+                if last or isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _request(self, method: str, path: str, **options: Any) -> JSON:
+        try:
+            answer = await self._http.request(method, f"/api/v1{path}", **options)
+        except httpx.TransportError as error:
+            raise DaemonUnreachable(self.url, str(error) or type(error).__name__) from error
+        if answer.is_error:
+            raise Refused(_problem(answer))
+        try:
+            found: JSON = answer.json()
+        except ValueError as error:
+            raise DaemonUnreachable(self.url, "something else than agentd answers there") from error
+        return found
+
+
+def _given(**parameters: Any) -> JSON:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _problem(answer: httpx.Response) -> JSON:
+    with contextlib.suppress(ValueError):
+        found = answer.json()
+        if isinstance(found, dict):
+            return found
+    return {"status": answer.status_code, "title": answer.reason_phrase, "detail": f"the daemon answered {answer.status_code}"}
