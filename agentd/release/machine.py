@@ -34,8 +34,11 @@ PAIRS_BEFORE_COMPARING_ERRORS = 10
 """From this pair on the error rates of the two roles are compared."""
 
 PAIRS_BEFORE_FUTILITY = 5
-FUTILITY_DEVIATIONS = 2.0
-"""A probe is futile once its mean difference plus so many standard errors is below `futile_below`."""
+"""A probe is futile, from this pair on, once its mean difference plus 2 (1 + 3/n) standard errors is below `futile_below`.
+
+The factor 1 + 3/n stands for how much few pairs understate their spread. It is a rule of thumb and claims no level: it can only end a
+probe as drift, and then the optimizer is asked instead of a rollback made.
+"""
 
 FINAL = frozenset({Phase.REJECTED, Phase.PRUNED, Phase.INCONCLUSIVE, Phase.ABORTED, Phase.ROLLED_BACK})
 CANARY = frozenset({Phase.SELECTION, Phase.CONFIRMATION})
@@ -342,7 +345,7 @@ def _futile(release: Release) -> bool:
     if release.kind is ReleaseKind.PROPOSAL or settings.futile_below is None or difference is None or n < PAIRS_BEFORE_FUTILITY:
         return False
     deviation = math.sqrt(release.superiority.variance * n / (n - 1)) * 2.0 * weighing.bound(settings)  # from X = (D/B + 1)/2 back to D
-    return difference + FUTILITY_DEVIATIONS * deviation / math.sqrt(n) < settings.futile_below
+    return difference + 2.0 * (1.0 + 3.0 / n) * deviation / math.sqrt(n) < settings.futile_below
 
 
 def _evidence(release: Release, test: BettingTest) -> str:

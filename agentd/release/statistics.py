@@ -22,10 +22,12 @@ from agentd.records import Test
 BET_LIMIT = 0.95
 """Bets as a share of the largest that is allowed: one surprise may cost at most 95% of the capital, never all."""
 
-PRIOR_EDGE = 0.05
+PRIOR_WEIGHT = 4
+PRIOR_EDGE = 0.1
 PRIOR_VARIANCE = 1.0 / 16.0
-"""The one imagined observation that a test starts with, on the scale of X: a small edge, so that it bets from the first pair on. Any value
-is valid, since a bet may be anything that doesn't look ahead; these were chosen by simulation (benchmarks/bench_statistics.py)."""
+"""The imagined observations that a test's estimates start with, on the scale of X: an edge over the null, so that it bets from the first
+pair on, and a spread, so that a few equal values don't make it reckless. Any value is valid, since a bet may be anything that doesn't look
+ahead; these were chosen by simulation (benchmarks/bench_statistics.py)."""
 
 _LARGEST_LOG = 700.0  # exp() of more than this is no float
 
@@ -87,10 +89,10 @@ class BettingTest:
     def bet(self) -> float:
         """The next bet l: approximate GRAPA (Waudby-Smith & Ramdas, section B.3), which nearly maximises the expected log growth."""
         m = self._m
-        edge = (self._mean - m) * self._sign
+        edge = (self._mean(self._seen, self.state.mean) - m) * self._sign
         if edge <= 0.0:
             return 0.0
-        variance = (PRIOR_VARIANCE + self._seen * self.state.variance) / (self._seen + 1)
+        variance = (PRIOR_WEIGHT * PRIOR_VARIANCE + self._seen * self.state.variance) / (PRIOR_WEIGHT + self._seen)
         limit = BET_LIMIT / (m if self.null is Null.NOT_BETTER else 1.0 - m)
         return min(edge / (variance + edge * edge), limit)
 
@@ -119,9 +121,8 @@ class BettingTest:
     def _seen(self) -> int:
         return self.state.n + self.state.learned
 
-    @property
-    def _mean(self) -> float:
-        return (self._m + self._sign * PRIOR_EDGE + self._seen * self.state.mean) / (self._seen + 1)
+    def _mean(self, seen: int, mean: float) -> float:
+        return (PRIOR_WEIGHT * (self._m + self._sign * PRIOR_EDGE) + seen * mean) / (PRIOR_WEIGHT + seen)
 
     def _x(self, difference: float) -> float:
         if not -self.bound <= difference <= self.bound:  # also catches NaN
@@ -133,8 +134,7 @@ class BettingTest:
         # values it is larger than the sample's variance, and the bets are more careful.
         state, seen = self.state, self._seen
         mean = (state.mean * seen + x) / (seen + 1)
-        centre = (self._m + self._sign * PRIOR_EDGE + (seen + 1) * mean) / (seen + 2)
-        variance = (state.variance * seen + (x - centre) ** 2) / (seen + 1)
+        variance = (state.variance * seen + (x - self._mean(seen + 1, mean)) ** 2) / (seen + 1)
         return msgspec.structs.replace(state, mean=mean, variance=variance)
 
 
@@ -259,7 +259,7 @@ def lower_bound(scores: Sequence[float], delta: float) -> float:
         total += score
         squares += (score - total / (i + 1)) ** 2
     low, high = 0.0, 1.0
-    for _ in range(40):
+    for _ in range(20):  # to a millionth
         m = (low + high) / 2.0
         if sum(math.log1p(min(bet, BET_LIMIT / m) * (score - m)) for bet, score in zip(bets, scores, strict=True)) < target:
             high = m

@@ -1,0 +1,547 @@
+"""What agentd's statistics promise, measured: prints the tables of docs/statistics.md. Seeded; takes a few minutes.
+
+    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares watch cause]
+
+Thousands of canaries are simulated side by side with numpy; `check` first runs some of them through the real machine and refuses to go on
+if a single one ends differently.
+"""
+
+import argparse
+import dataclasses
+import math
+import time
+from collections import Counter
+
+import numpy as np
+import ville
+from scipy import stats
+
+from agentd.records import Goal, Pair, Phase, ReleaseKind, ReleaseSettings, Role, Single, WatchSettings
+from agentd.release import machine, watch
+from agentd.release.statistics import BET_LIMIT, BETS, PRIOR_EDGE, PRIOR_VARIANCE, PRIOR_WEIGHT, Null, OnlineAlpha, lower_bound
+
+ALPHA = 0.05
+PAIRS = 200
+OFF = 10**9
+NEVER = 10**9
+LEVEL, SPREAD = 0.5, 0.1  # of the scores: their mean, and the standard deviation of a paired difference
+
+
+# --- many canaries at once ----------------------------------------------------------------------------------------
+
+
+def capital(differences, null, *, learned=0, boundary=0.0):
+    """Log capital of many betting tests, shape (runs, pairs); the first `learned` pairs only teach. As BettingTest does."""
+    sign = 1.0 if null is Null.NOT_BETTER else -1.0
+    m = (boundary + 1.0) / 2.0
+    limit = BET_LIMIT / (m if sign > 0 else 1.0 - m)
+    runs = len(differences)
+    total, squares, log_e = np.zeros(runs), np.zeros(runs), np.zeros(runs)
+    path = np.zeros_like(differences)
+    for t in range(differences.shape[1]):
+        x = (differences[:, t] + 1.0) / 2.0
+        weight = PRIOR_WEIGHT + t
+        edge = ((PRIOR_WEIGHT * (m + sign * PRIOR_EDGE) + total) / weight - m) * sign
+        bet = np.clip(edge / ((PRIOR_WEIGHT * PRIOR_VARIANCE + squares) / weight + edge**2), 0.0, limit)
+        bet = np.where(edge > 0.0, bet, 0.0)
+        if t >= learned:
+            log_e = log_e + np.log1p(bet * (x - m) * sign)
+        path[:, t] = log_e
+        total = total + x
+        squares = squares + (x - (PRIOR_WEIGHT * (m + sign * PRIOR_EDGE) + total) / (weight + 1)) ** 2
+    return path
+
+
+def first(reached):
+    """The first pair (from 1) at which `reached` (runs, pairs) holds, or NEVER."""
+    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, NEVER)
+
+
+@dataclasses.dataclass
+class Canaries:
+    """Many canaries, decided but for the level of their promotion."""
+
+    superior: np.ndarray  # running maximum of the log capital
+    harmed: np.ndarray
+    pruned: np.ndarray
+    settings: ReleaseSettings
+
+    @classmethod
+    def of(cls, differences, settings):
+        boundary = -settings.margin if settings.goal is Goal.NO_WORSE else 0.0
+        learned = settings.selection_pairs
+        superior = np.maximum.accumulate(capital(differences, Null.NOT_BETTER, learned=learned, boundary=boundary), axis=1)
+        harmed = first(capital(differences, Null.NOT_WORSE, learned=learned, boundary=boundary) >= -math.log(settings.alpha))
+        count = np.arange(1, differences.shape[1] + 1)
+        hopeless = (np.cumsum(differences, axis=1) / count < settings.prune_below + boundary) & (count >= settings.prune_after_pairs)
+        return cls(superior, harmed, first(hopeless), settings)
+
+    def end(self, run, level):
+        """How canary `run` ends at this level, and after how many pairs."""
+        path = self.superior[run]
+        promoted = int(np.searchsorted(path, -math.log(level))) + 1
+        ends = [
+            (self.harmed[run], 0, "rejected"),
+            (promoted, 1, "promoted"),
+            (self.pruned[run], 2, "pruned"),
+            (len(path), 3, "inconclusive"),
+        ]
+        pairs, _, name = min(ends)
+        return name, int(pairs)
+
+
+def gaussian(random, shape, mean=0.0, deviation=SPREAD):
+    return np.clip(random.normal(mean, deviation, shape), -1.0, 1.0)
+
+
+def conducted(differences, settings, kind=ReleaseKind.PROPOSAL):
+    """One canary through the real machine."""
+    release = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=settings, kind=kind, at=0.0)
+    if kind is ReleaseKind.PROPOSAL:
+        for phase in (Phase.VALIDATED, Phase.SCREENED):
+            release = machine.advance(release, phase, at=0.0, who="bench", reason="")
+    release, verdict = machine.start(release, at=0.0), None
+    for difference in differences:
+        low, high = (0.0, float(difference)) if difference >= 0 else (float(-difference), 0.0)
+        pair = Pair(id="", release="r", device="", reference=low, candidate=high)
+        release, verdict = machine.observe(release, pair, at=0.0)
+        if verdict:
+            break
+    return release, verdict
+
+
+def check():
+    random = np.random.default_rng(0)
+    for settings in (
+        ReleaseSettings(),
+        ReleaseSettings(promotion_alpha=0.004, prune_below=-1.0),
+        ReleaseSettings(goal=Goal.NO_WORSE, margin=0.03),
+    ):
+        differences = gaussian(random, (60, PAIRS), random.normal(0.0, 0.1, (60, 1)), 0.15)
+        canaries = Canaries.of(differences, settings)
+        for run, row in enumerate(differences):
+            release, verdict = conducted(row, settings)
+            real = (str(verdict.phase), release.pairs)
+            assert canaries.end(run, settings.promotion_alpha or settings.alpha) == real, (run, real)
+
+
+def table(title, header, rows):
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+
+
+def share(hits):
+    return f"{100 * np.mean(hits):.1f}%"
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+def worlds(random, runs, worse=0.0):
+    """Differences of candidates that are worse by `worse`, shape (runs, PAIRS), by world."""
+    shape = (runs, PAIRS)
+
+    def pair(level, noise, drift=0.0):
+        """Two episodes after each other, in random order, in a world that drifts by `drift` from one to the next."""
+        later = random.integers(0, 2, shape)
+        candidate = np.clip(level + noise(shape) - worse + drift * later, 0, 1)
+        return candidate - np.clip(level + noise(shape) + drift * (1 - later), 0, 1)
+
+    def normal(size):
+        return random.normal(0, SPREAD / math.sqrt(2), size)
+
+    slope = np.linspace(0.8, 0.3, PAIRS)
+    jump = np.where(np.arange(PAIRS) % 80 < 40, 0.7, 0.4)
+    devices = random.normal(0.5, SPREAD / math.sqrt(2), (runs, 20))
+    on_device = np.take_along_axis(devices, random.integers(0, 20, shape), axis=1)
+    yield "gaussian", pair(LEVEL, normal)
+    yield "drifting down by half the range", pair(slope, normal, drift=-0.5 / (2 * PAIRS))
+    yield "jumping between two levels", pair(jump, normal)
+    yield "binary", (random.random(shape) < LEVEL - worse).astype(float) - (random.random(shape) < LEVEL)
+    yield "heavy tails (Student t, 2 degrees)", pair(LEVEL, lambda size: random.standard_t(2, size) * 0.05)
+    yield "rare disasters (1 in 50 episodes)", pair(0.9, lambda size: np.where(random.random(size) < 0.02, -0.9, 0.0))
+    yield "20 devices, effects as large as the noise", pair(on_device, normal)
+
+
+def peeked_t(differences, alternative):
+    """Whether a paired t-test, looked at after each pair from the tenth on, ever has p < ALPHA."""
+    count = np.arange(1, differences.shape[1] + 1)
+    mean = np.cumsum(differences, axis=1) / count
+    variance = np.maximum(np.cumsum(differences**2, axis=1) / count - mean**2, 1e-12) * count / np.maximum(count - 1, 1)
+    t = mean / np.sqrt(variance / count) * (1 if alternative == "greater" else -1)
+    return first((stats.t.sf(t, np.maximum(count - 1, 1)) < ALPHA) & (count >= 10))
+
+
+def mann_whitney(random, runs, shift, alpha=ALPHA, alternative="greater"):
+    """A fixed-horizon Mann-Whitney test of PAIRS unpaired scores on each side, looked at once, at the end."""
+    deviation = SPREAD / math.sqrt(2)
+    stable = random.normal(LEVEL, deviation, (runs, PAIRS))
+    candidate = random.normal(LEVEL + shift, deviation, (runs, PAIRS))
+    return stats.mannwhitneyu(candidate, stable, alternative=alternative, axis=1).pvalue < alpha
+
+
+def unpaired(random, runs, probability, worse=0.0):
+    """Single episodes, the candidate's drawn with `probability`, through the real machine: the phases they end in."""
+    settings = ReleaseSettings(exposure=probability, selection_pairs=0, prune_after_pairs=OFF, max_error_rate_increase=1.0)
+    ends = []
+    for _ in range(runs):
+        release = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=settings, kind=ReleaseKind.PROBE, at=0.0)
+        release, verdict = machine.start(release, at=0.0), None
+        while verdict is None:
+            by_candidate = random.random() < probability
+            score = float(np.clip(random.normal(LEVEL - worse * by_candidate, SPREAD / math.sqrt(2)), 0, 1))
+            role = Role.CANDIDATE if by_candidate else Role.STABLE
+            single = Single(id="", release="r", device="", role=role, probability=probability, score=score)
+            release, verdict = machine.observe(release, single, at=0.0)
+        ends.append(verdict.phase)
+    return ends
+
+
+def bench_size(runs):
+    random, rows = np.random.default_rng(1), []
+    worse = dict(worlds(random, runs, worse=0.03))
+    for world, equal in worlds(random, runs):
+        threshold = -math.log(ALPHA)
+        promoted = (capital(equal, Null.NOT_BETTER) >= threshold).any(axis=1)
+        harmed = (capital(equal, Null.NOT_WORSE) >= threshold).any(axis=1)
+        promoted_worse = (capital(worse[world], Null.NOT_BETTER) >= threshold).any(axis=1)
+        rows.append([world, share(promoted), share(promoted_worse), share(harmed), share(peeked_t(equal, "greater") < NEVER)])
+    for probability in (0.5, 0.2):
+        equal, bad = unpaired(random, runs, probability), unpaired(random, runs, probability, worse=0.03)
+        rows.append(
+            [
+                f"unpaired, candidate's share {probability:g}",
+                share([end is Phase.PROMOTED for end in equal]),
+                share([end is Phase.PROMOTED for end in bad]),
+                share([end is Phase.REJECTED for end in equal]),
+                "",
+            ]
+        )
+    header = ["world", "equal, promoted", "worse by 3%, promoted", "equal, rejected for harm", "peeked t-test, equal promoted"]
+    table(f"Size: {runs} runs of {PAIRS} pairs, looked at after each, alpha 5%, pruning and guardrails off", header, rows)
+    print(f"\nFixed-horizon Mann-Whitney, looked at once after {PAIRS} pairs: {share(mann_whitney(random, runs, 0.0))} equal promoted.")
+
+
+# --- power --------------------------------------------------------------------------------------------------------
+
+
+def bench_power(runs):
+    random, rows = np.random.default_rng(2), []
+    for name, deviation in (("gaussian, SD 5% of the range", 0.05), ("gaussian, SD 10%", 0.1), ("gaussian, SD 30%", 0.3)):
+        for effect in (0.5, 1.0):
+            differences = gaussian(random, (runs, 600), -effect * deviation, deviation)
+            rows += [power_row(f"{name}, {-effect:g} SD", differences)]
+    for name, candidate, stable in (
+        ("0.5 to 0.18: -0.5 SD", 0.18, 0.5),
+        ("0.82 to 0.5: -0.5 SD", 0.5, 0.82),
+        ("0.56 to 0.05: -1 SD", 0.05, 0.56),
+    ):
+        binary = (random.random((runs, 600)) < candidate).astype(float) - (random.random((runs, 600)) < stable)
+        rows += [power_row(f"binary, {name}", binary)]
+    header = ["differences", "agentd: median pairs", "ville: median pairs", "ratio", "agentd: 90% within", "peeked t-test (invalid)"]
+    table(f"Power: pairs to reject a worse candidate at alpha 5%, {runs} runs", header, rows)
+
+
+def power_row(name, differences):
+    threshold = -math.log(ALPHA)
+    ours = first(capital(differences, Null.NOT_WORSE) >= threshold)
+    oracle = ville.BettingTest(0.0, bounds=(-1, 1), alternative="less", alpha=ALPHA)
+    theirs = [oracle.fit(row).stopping_time() or NEVER for row in differences]
+    mine, other = np.median(ours), np.median(theirs)
+    peeked = np.median(peeked_t(differences, "less"))
+    return [name, f"{mine:.0f}", f"{other:.0f}", f"{mine / other:.2f}", f"{np.quantile(ours, 0.9):.0f}", f"{peeked:.0f}"]
+
+
+# --- one candidate after the other --------------------------------------------------------------------------------
+
+
+def bench_candidates(runs):
+    """Worst case for the levels: each earlier candidate reached confirmation, and none was promoted."""
+    random, rows = np.random.default_rng(3), []
+    settings = ReleaseSettings(prune_after_pairs=OFF)
+    canaries = Canaries.of(gaussian(random, (runs, PAIRS), 0.05), settings)
+    shipped = Canaries.of(gaussian(random, (runs, PAIRS), 0.05), ReleaseSettings())
+    control = OnlineAlpha(ALPHA)
+    for position in range(1, 101):
+        if position in {1, 10, 30, 100}:
+            level, series = control.level, ALPHA * 6 / (math.pi * position) ** 2
+            rows.append(
+                [
+                    position,
+                    f"{level:.4f}",
+                    share([canaries.end(run, level)[0] == "promoted" for run in range(runs)]),
+                    share([shipped.end(run, level)[0] == "promoted" for run in range(runs)]),
+                    f"{series:.6f}",
+                    share([canaries.end(run, series)[0] == "promoted" for run in range(runs)]),
+                    share(mann_whitney(random, runs, 0.05, level)),
+                ]
+            )
+        control = control.update(promoted=False)
+    header = [
+        "candidate",
+        "level",
+        "promoted",
+        "with default pruning",
+        "1/k^2 level",
+        "promoted at that",
+        "Mann-Whitney after 200 at our level",
+    ]
+    table(f"Power: a candidate better by 5% of the range (paired SD 10%), within {PAIRS} pairs, {runs} runs", header, rows)
+
+
+# --- a lifetime ---------------------------------------------------------------------------------------------------
+
+
+def bench_lifetime(runs, candidates=200):
+    random, together = np.random.default_rng(4), 20
+    effects = np.where(np.arange(candidates) % 2, 0.0, -0.01)
+    results = {"e-LORD with decaying memory": [], "alpha for each candidate": []}
+    for _ in range(max(runs // together, 1)):
+        differences = gaussian(random, (together * candidates, PAIRS), np.tile(effects, together)[:, None])
+        canaries = Canaries.of(differences, ReleaseSettings())
+        for life in range(together):
+            for name, found in results.items():
+                found.append(lifetime(canaries, life * candidates, effects, OnlineAlpha(ALPHA) if "e-LORD" in name else None))
+    rows = []
+    for name, found in results.items():
+        promoted, fallen, pairs, lost = np.array(found).T
+        rows.append(
+            [
+                name,
+                share(promoted > 0),
+                f"{promoted.mean():.2f}",
+                share(fallen > 0),
+                f"{fallen.mean():.4f}",
+                f"{pairs.mean():.1f}",
+                f"{lost.mean():.1f}",
+            ]
+        )
+    header = [
+        "levels",
+        "ever an equal or worse one promoted",
+        "such promotions",
+        "ever a worse one",
+        "stable's mean score lost",
+        "pairs per candidate",
+        "episodes' scores lost in canaries",
+    ]
+    title = f"A lifetime: {candidates} candidates, half equal, half worse by 1% (paired SD 10%), shipped defaults, {len(found)} lives"
+    table(title, header, rows)
+    bench_ratchet(runs, candidates)
+
+
+def lifetime(canaries, start, effects, control):
+    """(promotions, score that the promoted ones lost, pairs per candidate, sum of scores lost in canaries) of one agent."""
+    promoted = fallen = pairs = lost = 0
+    for run, effect in enumerate(effects, start=start):
+        end, used = canaries.end(run, control.level if control else ALPHA)
+        pairs, lost = pairs + used, lost - effect * used
+        if end == "promoted":
+            promoted, fallen = promoted + 1, fallen - effect
+        if control and used > canaries.settings.selection_pairs:
+            control = control.update(promoted=end == "promoted")
+    return promoted, fallen, pairs / len(effects), lost
+
+
+def bench_ratchet(runs, candidates):
+    """Every candidate is worse by 1% than what is stable at that time, under no_worse with a margin of 10%; all lives side by side."""
+    rows = []
+    settings = ReleaseSettings(goal=Goal.NO_WORSE, margin=0.1, prune_after_pairs=OFF)
+    for name, anchored in (("against stable and the anchor", True), ("against stable alone", False)):
+        random, below, promotions = np.random.default_rng(5), np.zeros(runs), np.zeros(runs)
+        controls = [OnlineAlpha(ALPHA)] * runs
+        for _ in range(candidates):
+            stable = Canaries.of(gaussian(random, (runs, PAIRS // 2), -0.01), settings)
+            anchor = Canaries.of(gaussian(random, (runs, PAIRS // 2), -below[:, None] - 0.01), settings)
+            threshold = -np.log([control.level for control in controls])
+            passed = (stable.superior[:, -1] >= threshold) & (stable.harmed == NEVER)
+            if anchored:
+                passed &= anchor.superior[:, -1] >= threshold
+            controls = [control.update(promoted=bool(won)) for control, won in zip(controls, passed, strict=True)]
+            below, promotions = below + 0.01 * passed, promotions + passed
+        rows.append([name, f"{promotions.mean():.1f}", f"{below.mean():.3f}", f"{np.quantile(below, 0.95):.3f}"])
+    header = ["tested", "promotions", "score lost at the end (mean)", "95% of lives lose at most"]
+    table(f"A ratchet: {candidates} candidates, each worse by 1%, `no_worse` with a margin of 10%, {runs} lives", header, rows)
+
+
+# --- shares of outcomes -------------------------------------------------------------------------------------------
+
+
+def bench_shares(runs):
+    random, rows = np.random.default_rng(6), []
+    level = OnlineAlpha(ALPHA).level
+    for effect in (-0.2, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.3):
+        canaries = Canaries.of(gaussian(random, (runs, PAIRS), effect), ReleaseSettings())
+        ends = [canaries.end(run, level) for run in range(runs)]
+        counted = Counter(name for name, _ in ends)
+        shares = [f"{100 * counted[name] / runs:.1f}%" for name in ("promoted", "pruned", "rejected", "inconclusive")]
+        rows.append([f"{effect:+.0%}", *shares, f"{np.median([pairs for _, pairs in ends]):.0f}"])
+    header = ["difference", "promoted", "pruned", "rejected for harm", "inconclusive", "median pairs"]
+    table(f"Shares of outcomes at the shipped defaults, first candidate, paired SD 10% of the range, {runs} runs", header, rows)
+
+
+# --- the watch ----------------------------------------------------------------------------------------------------
+
+
+def burnt_in(scores, settings):
+    """The bound of each watch after each episode of its burn-in, from the real `lower_bound`: a list of (episode, bounds)."""
+    delta, bounds = 1.0 - settings.confidence, []
+    for n in range(settings.burn_in, settings.burn_in * watch.BURN_INS + 1, settings.burn_in):
+        found = np.array([lower_bound(row[:n].tolist(), delta) for row in scores])
+        bounds.append((n, np.maximum(found, bounds[-1][1]) if bounds else found))
+    return bounds
+
+
+def alarms(scores, settings):
+    """At which episode (from 1) each row of scores raises its alarm, and the bounds at the end."""
+    bounds = dict(burnt_in(scores, settings))
+    bets, runs = np.array(BETS), len(scores)
+    bound, log_m = None, np.full((runs, len(BETS)), -np.inf)
+    alarm = np.full(runs, NEVER)
+    for t in range(scores.shape[1]):
+        if bound is not None:
+            gain = (bound - scores[:, t]) / np.maximum(1.0 - bound, 1e-6)
+            log_m = np.logaddexp(0.0, log_m) + np.log1p(bets * gain[:, None])
+            mixture = np.logaddexp.reduce(log_m, axis=1) - math.log(len(BETS))
+            alarm = np.where((alarm == NEVER) & (mixture >= math.log(settings.alarm_every)), t + 1, alarm)
+        bound = bounds.get(t + 1, bound)
+    return alarm, bound
+
+
+def score_worlds(random, runs, episodes, fall):
+    """Scores of revisions that fall by `fall` standard deviations after `episodes - 3000` episodes, by world."""
+    shape = (runs, episodes)
+    after = np.arange(episodes) >= episodes - 3000 if fall else np.zeros(episodes, dtype=bool)
+    yield "gaussian 0.8, SD 5% of the range", np.clip(random.normal(0.8 - 0.05 * fall * after, 0.05, shape), 0, 1)
+    yield "gaussian 0.8, SD 10%", np.clip(random.normal(0.8 - 0.1 * fall * after, 0.1, shape), 0, 1)
+    yield "gaussian 0.6, SD 20%", np.clip(random.normal(0.6 - 0.2 * fall * after, 0.2, shape), 0, 1)
+    yield "binary 0.9", (random.random(shape) < 0.9 - 0.3 * fall * after).astype(float)
+    rare = random.random(shape) < np.where(after, 0.03 + 0.14 * fall, 0.03)
+    yield "0.9 with rare zeros (3%)", np.where(rare, 0.0, np.clip(random.normal(0.9, 0.02, shape), 0, 1))
+
+
+def bench_watch(runs):
+    settings, rows = WatchSettings(), []
+    random = np.random.default_rng(7)
+    healthy = {name: alarms(scores, settings) for name, scores in score_worlds(random, runs, 10_000, 0)}
+    for burn_in in (30, 240):
+        random = np.random.default_rng(8)
+        for name, scores in score_worlds(random, runs, burn_in + 3000, 1):
+            alarm, bound = alarms(scores, settings)
+            delay = np.where(alarm < NEVER, alarm - burn_in, NEVER)
+            median = np.median(delay)
+            rows.append(
+                [
+                    name,
+                    burn_in,
+                    f"{bound.mean():.3f}",
+                    share(healthy[name][0] < NEVER),
+                    f"{median:.0f}" if median < NEVER else "more than 3000",
+                    share(delay <= 100),
+                ]
+            )
+    header = ["scores", "fall after", "bound at the end", "alarms in 10,000 healthy episodes", "median delay at -1 SD", "within 100"]
+    table(f"Watch: alarm_every 1e6, burn-in 30 (sharpened to 240), {runs} runs", header, rows)
+
+
+# --- drift or regression ------------------------------------------------------------------------------------------
+
+
+def bench_cause(runs):
+    rows = []
+    cases = [
+        ("sudden, 0.9 to 0.15, SD 5%", 0.9, 0.15, 0.05, "sudden"),
+        ("sudden, 0.9 to 0.7, SD 10%", 0.9, 0.7, 0.1, "sudden"),
+        ("sudden, 0.8 to 0.7 (-1 SD), SD 10%", 0.8, 0.7, 0.1, "sudden"),
+        ("sudden, 0.6 to 0.3, SD 30%", 0.6, 0.3, 0.3, "sudden"),
+        ("slow: 0.9 to 0.4 over 400 episodes, SD 10%", 0.9, 0.4, 0.1, "slow"),
+        ("and back again before the probe: 0.9, 0.3, 0.9, SD 10%", 0.9, 0.3, 0.1, "back"),
+    ]
+    for name, was, fell_to, deviation, kind in cases:
+        random = np.random.default_rng(9)
+        found = {True: [], False: []}
+        for _ in range(runs):
+            for regression in (True, False):
+                if kind == "back" and regression:
+                    continue
+                found[regression].append(cause(random, was, fell_to, deviation, kind, regression=regression))
+        right = [cause_found is watch.Cause.REGRESSION for cause_found, _ in found[True]]
+        drift = [cause_found is watch.Cause.DRIFT for cause_found, _ in found[False]]
+        rows.append(
+            [
+                name,
+                share(right) if right else "",
+                share(drift),
+                f"{np.median([pairs for _, pairs in found[True]]):.0f}" if right else "",
+                f"{np.median([pairs for _, pairs in found[False]]):.0f}",
+            ]
+        )
+    header = ["fall", "regressions called regression", "drifts called drift", "median pairs, regression", "median pairs, drift"]
+    table(f"Drift or regression: watch, alarm and probe through the real code, {runs} runs", header, rows)
+
+
+def cause(random, was, fell_to, deviation, kind, *, regression):
+    """The cause found for a fall of the stable revision, and the pairs that the probe took. In a drift the old one falls as well."""
+
+    def draw(mean):
+        return float(np.clip(random.normal(mean, deviation), 0.0, 1.0))
+
+    settings, state, since = WatchSettings(), watch.begin("new"), 0
+    for _ in range(120):
+        state, _ = watch.observe(state, draw(was), settings=settings)
+    if state.alarmed:
+        return watch.Cause.DRIFT, 0
+
+    def level(episode):
+        return max(fell_to, was - (was - fell_to) * episode / 400) if kind == "slow" else fell_to
+
+    while not state.alarmed:
+        state, _ = watch.observe(state, draw(level(since)), settings=settings)
+        since += 1
+    release = machine.begin(
+        None,
+        id="r",
+        agent="a",
+        candidate="old",
+        reference="new",
+        settings=watch.probe_settings(ReleaseSettings(), state),
+        kind=ReleaseKind.PROBE,
+        at=0.0,
+    )
+    release, verdict = machine.start(release, at=0.0), None
+    while verdict is None:
+        now = was if kind == "back" else level(since)
+        pair = Pair(id="", release="r", device="", reference=draw(now), candidate=draw(was if regression else now))
+        release, verdict = machine.observe(release, pair, at=0.0)
+        since += 2
+    return watch.classify(machine.conclude(release, verdict, at=0.0)), release.pairs
+
+
+BENCHES = {
+    "size": bench_size,
+    "power": bench_power,
+    "candidates": bench_candidates,
+    "lifetime": bench_lifetime,
+    "shares": bench_shares,
+    "watch": bench_watch,
+    "cause": bench_cause,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--only", nargs="*", choices=BENCHES, default=list(BENCHES))
+    arguments = parser.parse_args()
+    check()
+    for name in arguments.only:
+        began = time.monotonic()
+        BENCHES[name](arguments.runs)
+        print(f"\n<!-- {name}: {time.monotonic() - began:.0f} s -->", flush=True)
+
+
+if __name__ == "__main__":
+    main()
