@@ -147,6 +147,8 @@ class EnvironmentSection(_Section):
     devices: Annotated[int, Field(ge=1, le=1000)] = 1
     """Gymnasium only: how many copies of the environment run side by side."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
+    episode_interval: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds of rest before an episode that nobody waits for, so that a fast simulation doesn't keep a core busy for ever."""
     mqtt: MqttSection = MqttSection()
     safe_action: SafeActionSection | None = None
     observation_space: SpaceSection | None = None

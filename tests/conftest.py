@@ -1,15 +1,23 @@
-"""Fixtures of all tests: a real Mosquitto, each test's own."""
+"""Fixtures of all tests: a real Mosquitto and real runners, each test's own."""
 
 import asyncio
 import contextlib
+import hashlib
+import os
 import signal
 import socket
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from agentd.clock import SystemClock
+from agentd.records import Source, make_revision
+from agentd.runners.local import LocalRunner
+from agentd.spec import AgentSpec
 
 CONFIGURATION = """
 listener {port} 127.0.0.1
@@ -76,3 +84,65 @@ async def until():
         return result
 
     return wait
+
+
+class Runners:
+    """Starts runners in a folder of the test's own, and leaves none behind."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.epoch = 0
+        self._open = []
+
+    async def start(self, spec, *, broker=None, epoch=None, seed=1):
+        self.epoch = self.epoch + 1 if epoch is None else epoch
+        runner = await LocalRunner.adopt_or_start(
+            spec=spec, state_directory=self.state, epoch=self.epoch, broker=broker, clock=SystemClock(), seed=seed
+        )
+        self._open.append(runner)
+        return runner
+
+    async def aclose(self):
+        for runner in self._open:
+            await runner.abandon()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(runner.pid, signal.SIGKILL)
+        for runner in self._open:
+            async with asyncio.timeout(20):
+                while Path(f"/proc/{runner.pid}").exists():  # noqa: ASYNC240 - procfs doesn't block
+                    await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def runners(tmp_path):
+    started = Runners(tmp_path)
+    yield started
+    await started.aclose()
+
+
+@pytest.fixture
+def make_spec():
+    """An AgentSpec from keyword tables, over a CartPole in process."""
+
+    def make(**sections):
+        tables = {
+            "schema": 1,
+            "agent": {"name": "cartpole", "entrypoint": "controller:Controller"},
+            "environment": {"kind": "gymnasium", "id": "CartPole-v1", "max_steps": 50},
+        }
+        return AgentSpec.model_validate(tables | sections)
+
+    return make
+
+
+@pytest.fixture
+def make_program():
+    """A source and a revision from the text of `controller.py`."""
+
+    def make(text, values=None, agent="cartpole"):
+        files = {"controller.py": textwrap.dedent(text)}
+        digest = hashlib.sha256(repr(files).encode()).hexdigest()
+        source = Source(digest=digest, files=files, entrypoint="controller:Controller")
+        return source, make_revision(agent, digest, values or {})
+
+    return make

@@ -1,0 +1,113 @@
+"""What the device loops of one runner share: routes, pairs, limits, and where finished episodes go."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from random import Random
+from typing import Any
+
+from agentd.clock import Clock
+from agentd.environments import Environment
+from agentd.ids import make_id
+from agentd.records import Event, PairPlan, Value
+from agentd.runners.envelope import Envelope
+from agentd.runners.pairs import Pairs
+from agentd.runners.spool import Spool
+from agentd.runners.workers import Workers
+from agentd.spec import AgentSpec, EnvironmentKind
+
+STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Upper bounds, in seconds, of the histogram of step durations."""
+
+
+class Control:
+    """The state of one runner that its loops look at. Whoever changes it calls `changed`."""
+
+    def __init__(
+        self,
+        spec: AgentSpec,
+        *,
+        session: str,
+        environment: Environment,
+        workers: Workers,
+        spool: Spool,
+        group: asyncio.TaskGroup,
+        clock: Clock,
+        generator: Random,
+        seed: int | None,
+    ) -> None:
+        self.agent = spec.agent.name
+        self.session = session
+        self.environment = environment
+        self.workers = workers
+        self.spool = spool
+        self.clock = clock
+        self.pairs = Pairs(clock)
+        self.envelope = Envelope.from_spec(spec, environment.action_space)
+        self.safe_action: Value = environment.safe_action
+        self.max_steps = spec.environment.max_steps
+        self.interval = spec.environment.episode_interval
+        is_mqtt = spec.environment.kind is EnvironmentKind.MQTT
+        self.deadline = spec.environment.mqtt.deadline_ms / 1000.0 if is_mqtt else None
+        section = spec.environment.safe_action
+        self.latches = section is not None and section.recovery == "latch"
+        self.allowed_misses = spec.guardrails.deadline_misses_per_episode
+        self.seed = seed if seed is not None else generator.getrandbits(31)
+        self.stable: str | None = None
+        self.paused = False
+        self.draining = False
+        self.cut = False
+        """Episodes end at the next tick: the time for draining is over."""
+        self._group = group
+        self._random = generator
+        self._changed = asyncio.Event()
+        self._routed_at: float | None = None
+
+    def changed(self) -> None:
+        """Wake the loops that wait for a reason to begin an episode."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def change(self) -> asyncio.Event:
+        """Is set at the next `changed`. Take it before looking at the state, so that no change is missed in between."""
+        return self._changed
+
+    def route(self, revision: str) -> None:
+        """Serve `revision` as the stable one, from each device's next episode on."""
+        if revision != self.stable:
+            self._routed_at = self.clock.monotonic()
+        self.stable = self.workers.stable = revision
+        self.changed()
+
+    def new_id(self) -> str:
+        """An identifier for an episode."""
+        return make_id(self.clock.time(), self._random)
+
+    def spawn(self, work: Awaitable[Any], name: str) -> "asyncio.Task[Any]":
+        """Start a task in the runner's group."""
+
+        async def run() -> Any:
+            return await work
+
+        return self._group.create_task(run(), name=name)
+
+    def happened(self, kind: str, message: str, **data: Value) -> None:
+        """Tell the daemon of an event."""
+        self.spool.happened(Event(kind=kind, at=self.clock.time(), agent=self.agent, who="runner", message=message, data=data))
+
+    def drop_pairs(self, plans: Iterable[PairPlan], reason: str) -> None:
+        """Tell the daemon that pairs will not be run."""
+        for plan in plans:
+            self.happened("runner.pair_dropped", reason, pair=plan.id, release=plan.release, device=plan.device)
+
+    def acted(self, revision: str, role: str, latency: float, safe: str | None) -> None:
+        """Count one answered observation."""
+        bucket = next((bound for bound in STEP_BUCKETS if latency <= bound), None)
+        self.spool.count(f"step_duration.{role}.{'inf' if bucket is None else bucket}")
+        self.spool.count(f"step_duration_sum.{role}", latency)
+        if safe is not None:
+            self.spool.count(f"safe_actions.{safe}")
+        elif self._routed_at is not None and revision == self.stable:
+            self.spool.count("swaps")
+            self.spool.count("swap_seconds", self.clock.monotonic() - self._routed_at)
+            self._routed_at = None

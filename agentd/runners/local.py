@@ -1,0 +1,408 @@
+"""The daemon's handle on a runner on this machine: adopt the one that is there, or start one, and talk to it."""
+
+import asyncio
+import collections
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from agentd import codec
+from agentd.clock import Clock
+from agentd.errors import CodecError, Fenced, RunnerError
+from agentd.records import Episode, PairPlan, Parameter, Record, Revision, Source
+from agentd.runners import messages
+from agentd.runners.messages import (
+    Counted,
+    DevicesChanged,
+    DeviceState,
+    Done,
+    Failed,
+    Finished,
+    FromRunner,
+    Happened,
+    Hello,
+    Log,
+    Request,
+    ScreenReport,
+    Setup,
+    Welcome,
+    as_error,
+    frame,
+    read_frame,
+)
+from agentd.runners.paths import RunnerPaths, lock_holder, short
+from agentd.spec import AgentSpec
+
+__all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ScreenReport"]
+
+CONNECT_TIMEOUT = 5.0
+START_TIMEOUT = 60.0
+MAX_WAITING = 4096
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+"""Of the daemon's environment: no keys, ever."""
+
+
+class Lost(Record, frozen=True, kw_only=True):
+    """The connection to the runner has ended. The runner itself may live on."""
+
+    reason: str
+
+
+Told = Finished | DevicesChanged | Happened | Log | Counted | Lost
+
+
+def fingerprint(spec: AgentSpec, broker: str | None) -> str:
+    """What a runner was started with, as far as only another runner could change it."""
+    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"})
+    return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
+
+
+class LocalRunner:
+    """One runner, seen from the daemon. `next` gives what it tells; the other methods ask, and raise agentd.errors as the runner does.
+
+    Attributes:
+        session: the runner's life.
+        adopted: whether it was there already, left by an earlier daemon.
+        isolation: what its workers are isolated with.
+        stable: the revision that it serves; None for a fresh one.
+        devices: its devices when the connection was made; later ones come with `DevicesChanged`.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paths: RunnerPaths) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._paths = paths
+        self._asked: dict[int, asyncio.Future[Done | Welcome]] = {}
+        self._number = 0
+        self._told: collections.deque[Told] = collections.deque()
+        self._news = asyncio.Event()
+        self._lost: Lost | None = None
+        self._listening = asyncio.create_task(self._listen(), name=f"runner-{paths.agent}")
+        self.dropped = 0
+        self.adopted = False
+        self._welcome: Welcome
+
+    @classmethod
+    async def adopt_or_start(
+        cls,
+        *,
+        spec: AgentSpec,
+        state_directory: Path,
+        epoch: int,
+        broker: str | None,
+        clock: Clock,
+        seed: int | None = None,
+    ) -> Self:
+        """The agent's runner: the living one if it was started as `spec` says now, else a new one.
+
+        Raises:
+            Fenced: a daemon with a higher epoch owns the runner.
+            IsolationError, PlantError, RunnerError: a new runner could not begin.
+        """
+        paths = RunnerPaths.under(state_directory, spec.agent.name)
+        wanted = fingerprint(spec, broker)
+        holder = _holder(paths)
+        if holder is not None:
+            runner = await cls._adopt(paths, epoch)
+            if runner is not None and runner._welcome.fingerprint == wanted:  # noqa: SLF001 - its own class
+                runner.adopted = True
+                return runner
+            if runner is not None:
+                await runner.drain(10.0)
+            await _end(paths, holder, clock)
+        setup = Setup(spec=spec.model_dump_json(by_alias=True).encode(), fingerprint=wanted, broker=broker, seed=seed)
+        await asyncio.to_thread(_start, paths, setup)
+        runner = await cls._connect(paths, epoch)
+        if runner is None:
+            raise RunnerError(f"the runner of {paths.agent} started, but doesn't answer; see {paths.log}")
+        return runner
+
+    @classmethod
+    async def _adopt(cls, paths: RunnerPaths, epoch: int) -> Self | None:
+        try:
+            return await cls._connect(paths, epoch)
+        except Fenced:
+            raise
+        except RunnerError:
+            return None  # it speaks another version
+
+    @classmethod
+    async def _connect(cls, paths: RunnerPaths, epoch: int) -> Self | None:
+        """A conversation with a runner that answers in time, else None."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                with short(paths.socket) as path:
+                    reader, writer = await asyncio.open_unix_connection(path)
+        except (OSError, TimeoutError):
+            return None
+        runner = cls(reader, writer, paths)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                welcome = await runner._ask(Hello(epoch=epoch))
+        except TimeoutError:
+            await runner.abandon()
+            return None
+        except BaseException:
+            await runner.abandon()
+            raise
+        if not isinstance(welcome, Welcome):
+            await runner.abandon()
+            raise RunnerError("the runner didn't welcome the daemon")
+        runner._welcome = welcome
+        runner._told.appendleft(DevicesChanged(devices=welcome.devices))
+        runner._news.set()
+        return runner
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> str:
+        """The runner's life."""
+        return self._welcome.session
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._welcome.pid
+
+    @property
+    def isolation(self) -> Any:
+        """What its workers are isolated with: agentd.sandbox.Isolation."""
+        return self._welcome.isolation
+
+    @property
+    def stable(self) -> str | None:
+        """The revision that it served when it was adopted."""
+        return self._welcome.stable
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The revisions that had workers when it was adopted."""
+        return self._welcome.loaded
+
+    @property
+    def devices(self) -> tuple[DeviceState, ...]:
+        """Its devices when it was adopted."""
+        return self._welcome.devices
+
+    @property
+    def paused(self) -> bool:
+        """Whether it was paused when it was adopted."""
+        return self._welcome.paused
+
+    @property
+    def spooled(self) -> int:
+        """How many finished episodes it held for this daemon."""
+        return self._welcome.spooled
+
+    # --- what it is asked ---------------------------------------------------------------------------------------------
+
+    async def load(self, source: Source, revision: Revision) -> tuple[Parameter, ...]:
+        """Warm a worker. Raises LoadError, IsolationError, WorkerDied or WorkerTimeout, as the sandbox does."""
+        return (await self._do(messages.Load(source=source, revision=revision))).parameters
+
+    async def screen(self, revision: str, episodes: tuple[Episode, ...]) -> ScreenReport:
+        """Replay recorded steps in a loaded revision's worker, as an instance of its own. Raises RunnerError if it isn't loaded."""
+        stripped = tuple(_without_trace(episode) for episode in episodes)
+        report = (await self._do(messages.Screen(revision=revision, episodes=stripped))).report
+        return report if report is not None else ScreenReport()
+
+    async def route(self, revision: str) -> None:
+        """Serve a loaded revision as the stable one, from each device's next episode on. Raises RunnerError if it isn't loaded."""
+        await self._do(messages.Route(revision=revision))
+
+    async def pair(self, plan: PairPlan, lease: float = 10.0) -> None:
+        """Queue a pair. Raises RunnerError if a revision isn't loaded; a missing device is told as `runner.pair_dropped`."""
+        await self._do(messages.QueuePair(plan=plan, lease=lease))
+
+    async def renew(self, lease: float = 10.0) -> None:
+        """Let queued pairs go on for `lease` seconds from now."""
+        await self._do(messages.Renew(lease=lease))
+
+    async def cancel_pairs(self) -> tuple[str, ...]:
+        """Forget the pairs and return their ids; a running episode ends at its boundary."""
+        return (await self._do(messages.CancelPairs())).dropped_pairs
+
+    async def retire(self, revision: str) -> None:
+        """End a revision's worker. Raises RunnerError for the stable one."""
+        await self._do(messages.Retire(revision=revision))
+
+    async def pause(self) -> None:
+        """Begin no more episodes."""
+        await self._do(messages.Pause())
+
+    async def resume(self) -> None:
+        """Begin episodes again."""
+        await self._do(messages.Resume())
+
+    async def acknowledge(self, episode: str) -> None:
+        """Say that an episode was taken in: the runner forgets it."""
+        if self._lost is None:
+            self._writer.write(frame(messages.Acknowledge(episode=episode)))
+            with contextlib.suppress(ConnectionError):
+                await self._writer.drain()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the plants' time, not this call's
+        """Finish the episodes within `timeout` seconds, leave the plants with the safe action, and end the runner.
+
+        Go on calling `next` and `acknowledge` meanwhile: the last episodes come before the end.
+        """
+        with contextlib.suppress(RunnerError):  # its connection may end before its answer: what counts is that it ends
+            await self._do(messages.Drain(timeout=timeout))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                while _holder(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
+                    await asyncio.sleep(0.02)
+
+    async def abandon(self) -> None:
+        """Close the connection only: the runner goes on controlling, and spools."""
+        self._listening.cancel()
+        await asyncio.wait({self._listening})
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+        self._lose("abandoned")
+
+    async def aclose(self) -> None:
+        """As `abandon`."""
+        await self.abandon()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.abandon()
+
+    # --- what it tells ------------------------------------------------------------------------------------------------
+
+    async def next(self) -> Told:
+        """The next thing that the runner tells; `Lost`, again and again, once the connection has ended."""
+        while not self._told:
+            if self._lost is not None:
+                return self._lost
+            self._news.clear()
+            await self._news.wait()
+        return self._told.popleft()
+
+    async def _listen(self) -> None:
+        reason = "the runner closed the connection"
+        try:
+            while (message := await read_frame(self._reader, FromRunner)) is not None:
+                if isinstance(message, Failed) and message.request == 0:
+                    reason = message.message  # fenced by a newer daemon
+                elif isinstance(message, Done | Welcome | Failed):
+                    self._answered(message)
+                else:
+                    self._tell(message)
+        except (CodecError, OSError) as error:
+            reason = f"the connection failed: {error}"
+        self._lose(reason)
+
+    def _answered(self, message: Done | Welcome | Failed) -> None:
+        asked = self._asked.pop(message.request, None)
+        if asked is None or asked.done():
+            return
+        if isinstance(message, Failed):
+            asked.set_exception(as_error(message.kind, message.message, message.fields))
+        else:
+            asked.set_result(message)
+
+    def _tell(self, message: Told) -> None:
+        # episodes are bounded by the runner's window; of the rest a reader that stands still misses the oldest
+        if len(self._told) >= MAX_WAITING:
+            for index, waiting in enumerate(self._told):
+                if not isinstance(waiting, Finished):
+                    del self._told[index]
+                    self.dropped += 1
+                    break
+        self._told.append(message)
+        self._news.set()
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = Lost(reason=reason)
+            self._news.set()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(RunnerError(f"the runner of {self._paths.agent} is lost: {reason}"))
+        self._asked.clear()
+
+    async def _do(self, request: Request) -> Done:
+        answer = await self._ask(request)
+        if not isinstance(answer, Done):
+            raise RunnerError("the runner answered out of turn")
+        return answer
+
+    async def _ask(self, request: Request) -> Done | Welcome:
+        if self._lost is not None:
+            raise RunnerError(f"the runner of {self._paths.agent} is lost: {self._lost.reason}")
+        self._number += 1
+        number = self._number
+        asked: asyncio.Future[Done | Welcome] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        try:
+            self._writer.write(frame(_numbered(request, number)))
+            await self._writer.drain()
+            return await asked
+        except OSError as error:
+            raise RunnerError(f"the runner of {self._paths.agent} is out of reach: {error}") from error
+        finally:
+            self._asked.pop(number, None)
+
+
+def _numbered(request: Request, number: int) -> Request:
+    import msgspec  # noqa: PLC0415 - only for this
+
+    return msgspec.structs.replace(request, request=number)
+
+
+def _without_trace(episode: Episode) -> Episode:
+    import msgspec  # noqa: PLC0415 - only for this
+
+    return msgspec.structs.replace(episode, trace=None)
+
+
+def _holder(paths: RunnerPaths) -> int | None:
+    try:
+        return lock_holder(paths.lock)
+    except RunnerError:
+        return lock_holder(paths.lock)  # it was just being written
+
+
+async def _end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
+    """Kill a runner that neither answers nor drained, and wait until its lock is free. Its workers die with it."""
+    if _holder(paths) is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    limit = clock.monotonic() + CONNECT_TIMEOUT
+    while _holder(paths) is not None:
+        if clock.monotonic() > limit:
+            raise RunnerError(f"the runner of {paths.agent} (process {pid}) can't be ended")
+        await asyncio.sleep(0.02)
+
+
+def _start(paths: RunnerPaths, setup: Setup) -> None:
+    """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread."""
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment["OPENBLAS_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
+        try:
+            answer, words = process.communicate(codec.encode(setup), timeout=START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise RunnerError(f"the runner of {paths.agent} did not begin within {START_TIMEOUT:g} s; see {paths.log}") from None
+    if not answer:
+        last = (words.decode(errors="replace") + paths.log.read_text(errors="replace") if paths.log.exists() else "")[-2000:]
+        raise RunnerError(f"the runner of {paths.agent} died while it began: {last}")
+    message = codec.decode(answer[4:], Done | Failed)
+    if isinstance(message, Failed):
+        raise as_error(message.kind, message.message, message.fields)

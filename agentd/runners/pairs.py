@@ -1,0 +1,73 @@
+"""The pairs that the daemon has committed and the runner shall run, for as long as the daemon's lease lasts."""
+
+import collections
+
+from agentd.clock import Clock
+from agentd.records import PairPlan
+
+MAX_QUEUED = 64
+
+
+class Pairs:
+    """Queued plans by device, and the plan that each device is in the middle of."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lease_until = -1.0
+        self._queued: dict[str, collections.deque[PairPlan]] = {}
+        self._current: dict[str, PairPlan] = {}
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lease holds now."""
+        return self._clock.monotonic() < self._lease_until
+
+    @property
+    def pending(self) -> bool:
+        """Whether any pair is queued or under way."""
+        return bool(self._current) or any(self._queued.values())
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that the lease holds."""
+        return self._lease_until - self._clock.monotonic()
+
+    def renew(self, lease: float) -> None:
+        """Let the lease end `lease` seconds from now."""
+        self._lease_until = self._clock.monotonic() + lease
+
+    def add(self, plan: PairPlan) -> None:
+        """Queue a plan; a plan that is known already is not queued twice."""
+        queue = self._queued.setdefault(plan.device, collections.deque())
+        if self._current.get(plan.device) != plan and plan not in queue and len(queue) < MAX_QUEUED:
+            queue.append(plan)
+
+    def waiting(self, device: str) -> bool:
+        """Whether the device has a plan that may be begun."""
+        return self.valid and bool(self._queued.get(device))
+
+    def take(self, device: str) -> PairPlan | None:
+        """The device's next plan, which is its current one from now on; None where there is none or the lease is over."""
+        queue = self._queued.get(device)
+        if not queue or not self.valid:
+            return None
+        plan = self._current[device] = queue.popleft()
+        return plan
+
+    def holds(self, plan: PairPlan) -> bool:
+        """Whether the plan may still go on."""
+        return self.valid and self._current.get(plan.device) == plan
+
+    def done(self, plan: PairPlan) -> None:
+        """The plan has ended, one way or the other."""
+        if self._current.get(plan.device) == plan:
+            del self._current[plan.device]
+
+    def drop(self, device: str | None = None) -> tuple[PairPlan, ...]:
+        """Forget what is queued and under way (on one device, or everywhere), and return it."""
+        dropped: list[PairPlan] = []
+        for name in [device] if device is not None else [*self._current, *self._queued]:
+            if name in self._current:
+                dropped.append(self._current.pop(name))
+            dropped.extend(self._queued.pop(name, ()))
+        return tuple(dropped)

@@ -1,0 +1,102 @@
+"""The runner process: `python -m agentd.runners.process DIRECTORY AGENT`, with a `Setup` on its standard input.
+
+It leaves its parent at once (an own session, reparented), so that no daemon's death reaches it, and says on its standard output whether it
+controls: one frame, `Done` or `Failed`, then the end of the stream. Its lock is held for as long as it lives.
+"""
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from agentd import codec
+from agentd.clock import SystemClock
+from agentd.errors import AgentdError, RunnerError
+from agentd.records import Record
+from agentd.runners.messages import Done, Setup, failure, frame
+from agentd.runners.paths import RunnerPaths, take_lock
+from agentd.runners.runner import Runner
+
+_LOCK_PATIENCE = 40
+
+
+def main() -> None:
+    """Detach, and run."""
+    directory, agent = sys.argv[1:]
+    setup = codec.decode(sys.stdin.buffer.read(), Setup)
+    if os.fork():
+        os._exit(0)  # the daemon waits for this process and never has to reap the runner
+    os.setsid()
+    paths = RunnerPaths(Path(directory), agent)
+    answer = os.dup(1)
+    _redirect(paths.log)
+    try:
+        control(setup, paths, lambda: _say(answer, Done(request=0)))
+    except* AgentdError as group:
+        _say(answer, failure(0, _first(group)))
+        raise SystemExit(1) from None
+
+
+def control(setup: Setup, paths: RunnerPaths, on_ready: Callable[[], None]) -> None:
+    """Take the lock and control until drained. Raises AgentdError when it can't begin."""
+    session = secrets.token_hex(8)
+    lock = _lock(paths, session)
+
+    async def run() -> None:
+        runner = Runner(setup, paths, session=session, clock=SystemClock(), generator=random.SystemRandom())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, runner.drain_soon)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector needn't look at it on a tick
+        await runner.run(on_ready)
+
+    try:
+        uvloop.run(run())
+    finally:
+        os.close(lock)
+
+
+def _lock(paths: RunnerPaths, session: str) -> int:
+    for _ in range(_LOCK_PATIENCE):
+        lock = take_lock(paths.lock, f"{os.getpid()} {session}\n")
+        if lock is not None:
+            return lock
+        time.sleep(0.025)  # somebody may only be looking who holds it
+    raise RunnerError(f"another runner of {paths.agent} holds {paths.lock}")
+
+
+def _redirect(log: Path) -> None:
+    """Nothing of the daemon's is kept open: the standard streams go to the log file."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for source, target in ((nothing, 0), (written, 1), (written, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(written)
+
+
+def _say(descriptor: int, message: Record) -> None:
+    try:
+        os.write(descriptor, frame(message))
+    except BrokenPipeError:
+        sys.stderr.write("the daemon that started this runner is gone\n")
+    os.close(descriptor)
+
+
+def _first(group: BaseExceptionGroup[AgentdError]) -> AgentdError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the runner writes down of an episode while it lasts."""
+
+from agentd.clock import Clock
+from agentd.environments import Transition
+from agentd.records import Episode, Outcome, Purpose, Role, Step, Value
+
+MAX_ERROR = 4000
+
+
+class Recording:
+    """An episode in the making. Steps are numbered from the recording's first observation."""
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the record's name
+        *,
+        agent: str,
+        device: str,
+        revision: str,
+        role: Role,
+        purpose: Purpose,
+        session: str,
+        clock: Clock,
+        seed: int | None = None,
+        pair: str | None = None,
+    ) -> None:
+        self.id = id
+        self.device = device
+        self.revision = revision
+        self.role = role
+        self.purpose = purpose
+        self.pair = pair
+        self.seed = seed
+        self.misses = 0
+        self.reason = ""
+        self.error = ""
+        self._agent = agent
+        self._session = session
+        self._clock = clock
+        self._started_at = clock.time()
+        self._began = clock.monotonic()
+        self._steps: list[Step] = []
+        self._final: Value = None
+
+    def answered(self, observation: Transition, tick: int, action: Value, safe: str | None) -> None:
+        """Note what was answered to an observation, before it is known what comes of it."""
+        latency = max(0.0, self._clock.monotonic() - observation.received_at)
+        self._steps.append(Step(tick=tick, observation=observation.observation, action=action, safe=safe, latency=latency))
+
+    def followed(self, transition: Transition) -> None:
+        """Note what came of the last answer."""
+        step = self._steps[-1]
+        self._steps[-1] = Step(
+            tick=step.tick,
+            observation=step.observation,
+            action=step.action,
+            reward=transition.reward,
+            terminated=transition.terminated,
+            truncated=transition.truncated,
+            info=transition.info,
+            safe="fallback" if transition.fallback else step.safe,
+            latency=step.latency,
+        )
+        self._final = transition.observation
+
+    @property
+    def final_observation(self) -> Value:
+        """The last observation so far."""
+        return self._final
+
+    def blame(self, reason: str, error: str) -> None:
+        """Note the first thing that went wrong, and its words."""
+        if not self.reason:
+            self.reason, self.error = reason, error[-MAX_ERROR:]
+
+    def close(self, outcome: Outcome, trace: bytes | None = None) -> Episode:
+        """The finished record."""
+        return Episode(
+            id=self.id,
+            agent=self._agent,
+            device=self.device,
+            revision=self.revision,
+            role=self.role,
+            purpose=self.purpose,
+            outcome=outcome,
+            started_at=self._started_at,
+            duration=self._clock.monotonic() - self._began,
+            steps=tuple(self._steps),
+            final_observation=self._final,
+            seed=self.seed,
+            pair=self.pair,
+            reason=self.reason,
+            error=self.error,
+            session=self._session,
+            deadline_misses=self.misses,
+            trace=trace,
+        )

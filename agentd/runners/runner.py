@@ -1,0 +1,269 @@
+"""The runner: environment, workers, device loops and the way to the daemon, put together."""
+
+import asyncio
+import collections
+import contextlib
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from agentd.clock import Clock
+from agentd.environments import Device, Environment, Joined, Left, Linked, make_environment
+from agentd.errors import RunnerError
+from agentd.runners import messages
+from agentd.runners.control import Control
+from agentd.runners.link import DaemonLink
+from agentd.runners.loop import DeviceLoop
+from agentd.runners.messages import DeviceState, Done, Setup, ToRunner, Welcome
+from agentd.runners.paths import RunnerPaths
+from agentd.runners.replay import screen
+from agentd.runners.spool import Spool
+from agentd.runners.workers import Workers
+from agentd.sandbox import Limits
+from agentd.spec import AgentSpec
+
+REPORT_INTERVAL = 1.0
+DRAIN_TIMEOUT = 10.0
+HANDOVER_TIMEOUT = 2.0
+_CUT_TIMEOUT = 6.0
+
+
+class Runner:
+    """One agent's runner. What it needs to go on without a daemon (spec, sources, revisions) is in its memory."""
+
+    def __init__(self, setup: Setup, paths: RunnerPaths, *, session: str, clock: Clock, generator: random.Random) -> None:
+        self._setup = setup
+        self._paths = paths
+        self._session = session
+        self._clock = clock
+        self._random = generator
+        self._spec = AgentSpec.model_validate_json(setup.spec)
+        self._spool = Spool()
+        self._stopped = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._states: dict[str, DeviceState] = {}
+        self._counted: collections.Counter[str] = collections.Counter()
+        self._environment: Environment
+        self._workers: Workers
+        self._control: Control
+        self._link: DaemonLink
+        self._group: asyncio.TaskGroup
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Control until drained. Raises IsolationError, PlantError or RunnerError when it can't even begin."""
+        self._environment = make_environment(
+            self._spec, session=self._session, broker=self._setup.broker, clock=self._clock, generator=self._random
+        )
+        self._workers = Workers(
+            Limits.from_spec(self._spec.sandbox),
+            min_isolation=self._spec.sandbox.min_isolation,
+            on_log=self._spool.log,
+            on_event=lambda kind, message, data: self._control.happened(kind, message, **data),
+            on_ready=lambda: self._control.changed(),
+            clock=self._clock,
+            generator=self._random,
+        )
+        self._link = DaemonLink(self._paths.socket, self._spool, welcome=self._welcome, handle=self._handle)
+        async with self._workers, self._environment, asyncio.TaskGroup() as self._group:
+            self._control = Control(
+                self._spec,
+                session=self._session,
+                environment=self._environment,
+                workers=self._workers,
+                spool=self._spool,
+                group=self._group,
+                clock=self._clock,
+                generator=self._random,
+                seed=self._setup.seed,
+            )
+            async with self._link:
+                await self._environment.announce("ready")
+                chores = [
+                    self._group.create_task(self._follow_devices(), name="devices"),
+                    self._group.create_task(self._report(), name="report"),
+                    self._group.create_task(self._watch_lease(), name="lease"),
+                ]
+                on_ready()
+                await self._stopped.wait()
+                for chore in chores:
+                    chore.cancel()
+
+    # --- devices ------------------------------------------------------------------------------------------------------
+
+    async def _follow_devices(self) -> None:
+        async for change in self._environment.changes():
+            match change:
+                case Joined(device=device):
+                    self._states[device.id] = DeviceState(
+                        id=device.id, status="ready", seedable=device.seedable, labels=dict(device.labels)
+                    )
+                    before = self._loops.get(device.id)
+                    self._loops[device.id] = self._group.create_task(self._loop(device, before), name=f"loop-{device.id}")
+                    self._control.happened("device.joined", f"device {device.id} joined", device=device.id)
+                    self._tell_devices()
+                case Left(device=name, reason=reason):
+                    status = "stopped" if reason == "stopped" else "lost"
+                    known = self._states[name]
+                    self._states[name] = DeviceState(id=name, status=status, seedable=known.seedable, labels=known.labels)
+                    self._control.happened("device.left", f"device {name} left: {reason}", device=name, reason=reason)
+                    self._control.drop_pairs(self._control.pairs.drop(name), f"device {name} left: {reason}")
+                    self._tell_devices()
+                case Linked(connected=True):
+                    self._control.happened("broker.connected", "connected to the broker")
+                case Linked(reason=reason):
+                    self._control.happened("broker.disconnected", f"the broker is out of reach: {reason}", reason=reason)
+
+    def _tell_devices(self) -> None:
+        self._spool.tell(messages.DevicesChanged(devices=tuple(self._states.values())))
+
+    async def _loop(self, device: Device, before: "asyncio.Task[None] | None") -> None:
+        if before is not None:
+            await asyncio.wait({before})  # the same device in an earlier life
+        while True:
+            try:
+                await DeviceLoop(device, self._control).run()
+            except Exception:  # noqa: BLE001 - whatever is wrong with us, this plant and the others go on being controlled
+                traceback.print_exc()
+                self._control.happened("runner.fault", traceback.format_exc(limit=-3), device=device.id)
+                await asyncio.sleep(REPORT_INTERVAL)
+            else:
+                return
+
+    # --- chores -------------------------------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL)
+            self._count_environment()
+            self._spool.report()
+
+    def _count_environment(self) -> None:
+        counters = self._environment.counters
+        named = {"messages": counters.messages, "dropped": counters.dropped, "safe_actions": counters.safe_actions}
+        for kind, counter in named.items():
+            for label, total in counter.items():
+                name = f"{kind}.{label}"
+                if total > self._counted[name]:
+                    self._spool.count(name, total - self._counted[name])
+                    self._counted[name] = total
+
+    async def _watch_lease(self) -> None:
+        """When the daemon no longer renews it, the pairs are over: stable only, from the next boundary on."""
+        pairs = self._control.pairs
+        while True:
+            change = self._control.change
+            if pairs.pending and not pairs.valid:
+                dropped = pairs.drop()
+                names = [plan.id for plan in dropped]
+                self._control.happened("runner.lease_expired", f"the lease ran out: {len(dropped)} pairs are dropped", pairs=names)
+                self._control.drop_pairs(dropped, "the lease ran out")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pairs.remaining + 0.001 if pairs.pending else None):
+                    await change.wait()
+
+    # --- the daemon ---------------------------------------------------------------------------------------------------
+
+    def _welcome(self, hello: messages.Hello) -> Welcome:
+        return Welcome(
+            request=hello.request,
+            session=self._session,
+            pid=os.getpid(),
+            isolation=self._workers.isolation,
+            fingerprint=self._setup.fingerprint,
+            stable=self._control.stable,
+            loaded=self._workers.loaded,
+            devices=tuple(self._states.values()),
+            paused=self._control.paused,
+            spooled=len(self._spool),
+        )
+
+    async def _handle(self, message: ToRunner) -> Done:
+        control, done = self._control, Done(request=message.request)
+        match message:
+            case messages.Load(source=source, revision=revision):
+                return Done(request=message.request, parameters=await self._workers.load(source, revision))
+            case messages.Screen(revision=name, episodes=episodes):
+                worker = self._workers.get(self._known(name))
+                if worker is None:
+                    raise RunnerError(f"the worker of revision {name[:10]} is not ready")
+                return Done(request=message.request, report=await screen(worker, control.envelope, episodes, self._clock))
+            case messages.Route(revision=name):
+                control.route(self._known(name))
+            case messages.QueuePair(plan=plan, lease=lease):
+                self._queue(plan, lease)
+            case messages.Renew(lease=lease):
+                control.pairs.renew(lease)
+                control.changed()
+            case messages.CancelPairs():
+                dropped = control.pairs.drop()
+                return Done(request=message.request, dropped_pairs=tuple(plan.id for plan in dropped))
+            case messages.Retire(revision=name):
+                if name == control.stable:
+                    raise RunnerError("the stable revision can't be retired")
+                await self._workers.retire(name)
+                control.changed()
+            case messages.Pause() | messages.Resume():
+                control.paused = isinstance(message, messages.Pause)
+                control.changed()
+                await self._environment.announce("paused" if control.paused else "ready")
+            case messages.Drain(timeout=timeout):
+                await self.drain(timeout)
+            case messages.Acknowledge(episode=episode):
+                self._spool.acknowledge(episode)
+            case messages.Hello():
+                raise RunnerError("this daemon has said hello already")
+        return done
+
+    def _known(self, revision: str) -> str:
+        if revision not in self._workers.loaded:
+            raise RunnerError(f"revision {revision[:10]} is not loaded")
+        return revision
+
+    def _queue(self, plan: Any, lease: float) -> None:
+        self._known(plan.candidate)
+        self._known(plan.reference)
+        state = self._states.get(plan.device)
+        self._control.pairs.renew(lease)
+        if state is None or state.status != "ready":
+            self._control.drop_pairs((plan,), f"there is no device {plan.device}")
+        else:
+            self._control.pairs.add(plan)
+        self._control.changed()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float = DRAIN_TIMEOUT) -> None:  # noqa: ASYNC109 - the plants' time, not this call's
+        """Finish the episodes within `timeout` seconds, or cut them; safe action, `stopped`, and the end of `run`."""
+        if self._draining is None:
+            self._draining = self._group.create_task(self._drain(timeout), name="drain")
+        await asyncio.shield(self._draining)
+
+    def drain_soon(self) -> None:
+        """`drain`, for a signal handler."""
+        if self._draining is None:
+            self._draining = self._group.create_task(self._drain(DRAIN_TIMEOUT), name="drain")
+
+    async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
+        control = self._control
+        control.draining = True
+        control.changed()
+        if self._loops:
+            _, running = await asyncio.wait(self._loops.values(), timeout=timeout)
+            if running:
+                control.cut = True
+                _, running = await asyncio.wait(running, timeout=_CUT_TIMEOUT)
+                for loop in running:
+                    sys.stderr.write(f"{loop.get_name()} did not end and is cancelled\n")
+                    loop.cancel()
+        await self._environment.announce("stopped")
+        self._count_environment()
+        self._spool.report()
+        if self._link.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANDOVER_TIMEOUT):
+                    await self._spool.emptied()
+        self._stopped.set()

@@ -1,0 +1,116 @@
+"""What waits for the daemon: episodes until they are acknowledged, everything else until it is sent. Bounded; what is dropped is counted."""
+
+import asyncio
+import collections
+
+from agentd.errors import CodecError
+from agentd.records import Episode, Event
+from agentd.runners.messages import EPISODE_WINDOW, Counted, Finished, Happened, Log, Message, frame
+
+MAX_EPISODES = 512
+MAX_EPISODE_BYTES = 128 * 1024 * 1024
+MAX_MESSAGES = 1000
+MAX_LINES = 2000
+
+
+class Spool:
+    """The runner's memory of what the daemon hasn't heard. A daemon that is slow or gone costs the control path nothing."""
+
+    def __init__(self) -> None:
+        self._episodes: dict[str, bytes] = {}
+        self._bytes = 0
+        self._unsent: collections.deque[str] = collections.deque()
+        self._in_flight: set[str] = set()
+        self._messages: collections.deque[Message] = collections.deque()
+        self._lines: collections.deque[str] = collections.deque()
+        self._dropped_lines = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._news = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def add_episode(self, episode: Episode) -> None:
+        """Keep an episode until the daemon has it. The oldest make room."""
+        try:
+            content = frame(Finished(episode=episode))
+        except CodecError:
+            self.count("spool.unsendable")
+            return
+        while self._episodes and (len(self._episodes) >= MAX_EPISODES or self._bytes + len(content) > MAX_EPISODE_BYTES):
+            self._forget(next(iter(self._episodes)))
+            self.count("spool.dropped_episodes")
+        self._episodes[episode.id] = content
+        self._bytes += len(content)
+        self._unsent.append(episode.id)
+        self._news.set()
+
+    def acknowledge(self, episode: str) -> None:
+        """The daemon has taken it in."""
+        if episode in self._episodes:
+            self._forget(episode)
+            self._news.set()
+
+    def _forget(self, episode: str) -> None:
+        self._bytes -= len(self._episodes.pop(episode))
+        self._in_flight.discard(episode)
+
+    def tell(self, message: Message) -> None:
+        """Say something when there is somebody to hear it."""
+        if len(self._messages) >= MAX_MESSAGES:
+            self._messages.popleft()
+            self.count("spool.dropped_messages")
+        self._messages.append(message)
+        self._news.set()
+
+    def happened(self, event: Event) -> None:
+        """Tell of an event."""
+        self.tell(Happened(event=event))
+
+    def log(self, line: str) -> None:
+        """Keep a worker's line for the next report."""
+        if len(self._lines) >= MAX_LINES:
+            self._lines.popleft()
+            self._dropped_lines += 1
+        self._lines.append(line)
+
+    def count(self, name: str, amount: float = 1) -> None:
+        """Add to a counter of the next report."""
+        self._counts[name] += amount  # type: ignore[assignment]  # Counter is typed for whole numbers only
+
+    def report(self) -> None:
+        """Say what has been counted and logged since the last report, unless much is waiting already."""
+        if len(self._messages) > MAX_MESSAGES // 2:
+            return  # counts add up and lines are bounded: nothing is lost by waiting
+        if self._counts:
+            self.tell(Counted(deltas={name: float(amount) for name, amount in self._counts.items()}))
+            self._counts.clear()
+        if self._lines:
+            self.tell(Log(lines=tuple(self._lines), dropped=self._dropped_lines))
+            self._lines.clear()
+            self._dropped_lines = 0
+
+    def rewind(self) -> None:
+        """A new daemon listens: every episode that wasn't acknowledged is told again."""
+        self._in_flight.clear()
+        self._unsent = collections.deque(self._episodes)
+        self._news.set()
+
+    async def next(self) -> bytes:
+        """Wait for something to send, and take it."""
+        while True:
+            if self._messages:
+                return frame(self._messages.popleft())
+            while self._unsent and len(self._in_flight) < EPISODE_WINDOW:
+                episode = self._unsent.popleft()
+                content = self._episodes.get(episode)
+                if content is not None:
+                    self._in_flight.add(episode)
+                    return content
+            self._news.clear()
+            await self._news.wait()
+
+    async def emptied(self) -> None:
+        """Wait until the daemon has everything."""
+        while self._episodes or self._messages:
+            await asyncio.sleep(0.01)
