@@ -1,0 +1,292 @@
+"""The composition root: everything is made here, given to what needs it, and taken down in reverse."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import structlog
+
+import agentd
+from agentd.api.app import create_app
+from agentd.api.ports import AgentStatus, DaemonStatus
+from agentd.api.server import serve
+from agentd.api.tokens import Tokens
+from agentd.clock import Clock, SystemClock
+from agentd.errors import AgentdError, NotFound, leaves
+from agentd.events import EventBus
+from agentd.hosting.agent import HostedAgent, Services
+from agentd.observability.logs import configure_logging
+from agentd.observability.metrics import Metrics
+from agentd.observability.systemd import notify
+from agentd.opto.budget import DAY, Ledger
+from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.records import Event, Release, Usage, Value
+from agentd.settings import DaemonSettings, remove_address, write_address
+from agentd.spec import load_agent
+from agentd.store import SqlStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Daemon:
+    """The agents that are hosted, and the verbs that change them (agentd.api.ports.Commands)."""
+
+    def __init__(self, settings: DaemonSettings, services: Services, tasks: asyncio.TaskGroup, started_at: float) -> None:
+        self._settings = settings
+        self._services = services
+        self._tasks = tasks
+        self._started_at = started_at
+        self._agents: dict[str, HostedAgent] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._folders: dict[str, str] = {}
+        self._broken: dict[str, str] = {}
+        """Agent folders that can't be loaded, and why: they stop no other agent."""
+
+    # --- agents ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Make the hosted agents those of the agents directory: new ones begin, changed ones are hosted anew, missing ones are drained."""
+        self._broken.clear()
+        found: dict[str, HostedAgent] = {}
+        digests: dict[str, str] = {}
+        for folder in _agent_folders(self._settings.agents):
+            try:
+                spec, source = await asyncio.to_thread(load_agent, folder)
+            except AgentdError as error:
+                self._broken[folder.name] = str(error)
+                await self._say("agent.failed", folder.name, f"{folder.name} can't be loaded: {error}")
+                continue
+            if spec.agent.name in found:
+                self._broken[folder.name] = f"another folder has an agent named {spec.agent.name!r} already"
+                continue
+            found[spec.agent.name] = HostedAgent(spec, source, self._services)
+            digests[spec.agent.name] = f"{source.digest}/{spec.model_dump_json()}"
+        broken_names = set(self._broken)
+        gone = [name for name in self._agents if digests.get(name) != self._folders.get(name) and name not in broken_names]
+        await self.drain(gone)
+        for name, agent in found.items():
+            if name not in self._agents:
+                self._agents[name] = agent
+                self._folders[name] = digests[name]
+                self._running[name] = self._tasks.create_task(agent.run(), name=f"agent {name}")
+
+    async def drain(self, names: list[str] | None = None) -> None:
+        """End these agents (all, by default) in good order: episode finished, safe action sent, runner gone."""
+        ending = [(name, self._agents[name]) for name in (names if names is not None else list(self._agents))]
+        async with asyncio.TaskGroup() as tasks:
+            for name, agent in ending:
+                tasks.create_task(self._drain_one(name, agent), name=f"drain {name}")
+
+    async def _drain_one(self, name: str, agent: HostedAgent) -> None:
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout + 5.0):
+                await agent.drain(self._settings.drain_timeout)
+        except (AgentdError, TimeoutError) as error:
+            log.warning("an agent could not be drained in good order", agent=name, error=str(error) or type(error).__name__)
+        task = self._running.pop(name)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        del self._agents[name], self._folders[name]
+
+    async def _say(self, kind: str, agent: str, message: str) -> None:
+        event = Event(kind=kind, at=self._services.clock.time(), agent=agent, message=message)
+        for committed in await self._services.store.commit(event):
+            self._services.bus.publish(committed)
+        log.info(message, event_kind=kind, agent=agent)
+
+    def _agent(self, name: str) -> HostedAgent:
+        try:
+            return self._agents[name]
+        except KeyError:
+            raise NotFound("agent", name) from None
+
+    # --- agentd.api.ports.Commands -----------------------------------------------------------------------------------
+
+    def status(self) -> DaemonStatus:
+        """The daemon and all its agents."""
+        return DaemonStatus(
+            version=agentd.__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            epoch=self._services.epoch,
+            state_directory=str(self._settings.state_directory),
+            store_url=self._settings.shown_store_url,
+            agents=tuple(agent.status() for agent in self._agents.values()),
+            broken=dict(self._broken),
+        )
+
+    def agent_status(self, agent: str) -> AgentStatus:
+        """One agent. Raises NotFound."""
+        return self._agent(agent).status()
+
+    def logs(self, agent: str) -> tuple[str, ...]:
+        """The last lines that the agent's workers printed. Raises NotFound."""
+        return tuple(self._agent(agent).logs)
+
+    async def submit(self, agent: str, values: Mapping[str, Value], *, who: str, note: str = "") -> Release:
+        """An operator's proposal."""
+        return await self._agent(agent).submit(values, who=who, note=note)
+
+    async def approve(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Let a release go on to its canary."""
+        return await self._agent(agent).releases.approve(release, who=who, reason=reason)
+
+    async def promote(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Force a release past its canary."""
+        return await self._agent(agent).releases.promote(release, who=who, reason=reason)
+
+    async def abort(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """End a release."""
+        return await self._agent(agent).releases.abort(release, who=who, reason=reason)
+
+    async def pause(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Stop drawing pairs for a release."""
+        return await self._agent(agent).releases.pause(release, who=who, reason=reason)
+
+    async def resume(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Go on with a paused release."""
+        return await self._agent(agent).releases.resume(release, who=who, reason=reason)
+
+    async def retry(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
+        """Begin an ended release's proposal again."""
+        del reason
+        return await self._agent(agent).retry(release, who=who)
+
+    async def pause_agent(self, agent: str, *, who: str) -> AgentStatus:
+        """Start no more episodes."""
+        await self._agent(agent).pause(who=who)
+        return self.agent_status(agent)
+
+    async def resume_agent(self, agent: str, *, who: str) -> AgentStatus:
+        """Go on after `pause_agent`."""
+        await self._agent(agent).resume(who=who)
+        return self.agent_status(agent)
+
+    async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Serve a known revision: rollback or pin."""
+        await self._agent(agent).set_desired(revision, who=who, reason=reason)
+        return self.agent_status(agent)
+
+    async def propose(self, agent: str, *, who: str) -> None:
+        """Ask the optimizer for a proposal now."""
+        await self._agent(agent).propose(who=who)
+
+    async def reload(self) -> None:
+        """Read the agents directory again."""
+        await self.load()
+
+
+def _agent_folders(directory: Path) -> list[Path]:
+    """The folders that hold an agent: `directory` itself, or those directly in it."""
+    if (directory / "agent.toml").is_file():
+        return [directory]
+    if not directory.is_dir():
+        return []
+    return sorted(path.parent for path in directory.glob("*/agent.toml"))
+
+
+@asynccontextmanager
+async def _only_daemon(state_directory: Path) -> AsyncIterator[None]:
+    """Hold the state directory: two daemons on one would both decide."""
+    path = state_directory / "daemon.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AgentdError(f"another agentd runs with the state directory {state_directory}") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _llm_settings(settings: DaemonSettings) -> LlmSettings:
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    return LlmSettings(models=settings.models, api_base=settings.api_base, api_key=key)
+
+
+async def serve_forever(settings: DaemonSettings, clock: Clock) -> None:
+    """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the agents directory again.
+
+    Raises:
+        AgentdError: the store, the state directory or the HTTP port can't be had.
+    """
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    settings.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(_only_daemon(settings.state_directory))
+        store = await stack.enter_async_context(await SqlStore.open(settings.store_url, clock=clock))
+        metrics = Metrics(agentd.__version__, clock)
+        bus = await stack.enter_async_context(EventBus())
+        ledger = Ledger(await store.usage(since=clock.time() - DAY))
+
+        async def settle(usage: Usage) -> None:
+            metrics.usage(usage)
+            await store.commit(usage)
+
+        llm = await stack.enter_async_context(LitellmClient(_llm_settings(settings), ledger, clock, on_usage=settle))
+        services = Services(
+            store=store,
+            bus=bus,
+            clock=clock,
+            metrics=metrics,
+            llm=llm,
+            ledger=ledger,
+            state_directory=settings.state_directory,
+            epoch=await store.begin_epoch(),
+            seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy
+            broker=settings.broker_url,
+            models=settings.models,
+        )
+        tokens = Tokens.load_or_create(settings.state_directory)
+        async with asyncio.TaskGroup() as tasks:
+            daemon = Daemon(settings, services, tasks, clock.time())
+            app = create_app(daemon, store=store, bus=bus, metrics=metrics, tokens=tokens, settings=settings)
+            server = await stack.enter_async_context(serve(app, settings.http_host, settings.http_port))
+            write_address(settings.state_directory, server.url)
+            stack.callback(remove_address, settings.state_directory)
+            log.info("agentd is up", url=server.url, state=str(settings.state_directory))
+            tasks.create_task(metrics.follow(bus), name="metrics")
+            await daemon.load()
+            notify("READY=1")
+            reloading = tasks.create_task(_reload(daemon, reload), name="reload")
+            await stop.wait()
+            notify("STOPPING=1")
+            log.info("stopping: runners finish their episodes")
+            reloading.cancel()
+            await daemon.drain()
+            await bus.aclose()
+
+
+async def _reload(daemon: Daemon, asked: asyncio.Event) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await daemon.load()
+        except AgentdError as error:
+            log.error("reload failed; what runs goes on", error=str(error))
+
+
+def run(settings: DaemonSettings) -> int:
+    """`agentd run`: the exit code."""
+    configure_logging(settings)
+    failed: list[str] = []
+    try:
+        asyncio.run(serve_forever(settings, SystemClock()))
+    except* AgentdError as group:
+        failed = [f"agentd: {error}" for error in leaves(group)]
+    print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")  # noqa: T201 - the way out of the process
+    return 1 if failed else 0

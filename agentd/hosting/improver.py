@@ -1,0 +1,232 @@
+"""From an alarm to proposals: the optimizer at work until the score is back, its budget is gone or its patience ends."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+
+import structlog
+
+from agentd import codec
+from agentd.errors import AgentdError, BudgetExhausted, CodecError, OptimizerError, ReleaseError
+from agentd.hosting.keeper import Keeper
+from agentd.hosting.releases import Releases
+from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext
+from agentd.opto.process import OptimizerProcess
+from agentd.records import EpisodeSummary, Mode, Parameter, Phase, Problem, Proposal, Release, ReleaseKind, Role, TraceGraph, Value
+from agentd.spec import AgentSpec
+from agentd.trace.propagation import minimal_subgraph
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PATIENCE = 60
+"""Proposals without a promotion after which the optimizer rests until the next alarm."""
+REST = 300.0
+
+
+def budget_limits(spec: AgentSpec) -> BudgetLimits:
+    """What an agent's optimizer may spend, as the ledger knows it."""
+    budget = spec.optimizer.budget
+    return BudgetLimits(
+        dollars_per_day=budget.dollars_per_day, calls_per_hour=budget.calls_per_hour, tokens_per_proposal=budget.tokens_per_proposal
+    )
+
+
+class Improver:
+    """The optimizer of one agent. It never touches the running agent: what it proposes goes the way of every release."""
+
+    def __init__(
+        self, keeper: Keeper, releases: Releases, process: OptimizerProcess, llm: Llm, models: tuple[str, ...], seed: int
+    ) -> None:
+        self._keeper = keeper
+        self._releases = releases
+        self._process = process
+        self._llm = llm
+        self._models = models
+        self._seed = seed
+        self._wake = asyncio.Event()
+        self._parameters: tuple[Parameter, ...] = ()
+        self.status = "idle"
+
+    def attach(self, parameters: tuple[Parameter, ...]) -> None:
+        """These are the parameters of the source that runs now."""
+        self._parameters = parameters
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again whether a proposal is wanted."""
+        self._wake.set()
+
+    async def start(self, reason: str, *, who: str = "agentd") -> None:
+        """Work on this agent from now on. The caller holds `deciding`."""
+        event = self._keeper.event("optimizer.started", reason, who=who, algorithm=self._keeper.spec.optimizer.algorithm)
+        self._keeper.tell(*await self._keeper.commit(event, improving=True, attempts=0))
+        self.wake()
+
+    async def stop(self, reason: str) -> None:
+        """Rest until the next alarm. The caller holds `deciding`."""
+        event = self._keeper.event("optimizer.stopped", reason)
+        self._keeper.tell(*await self._keeper.commit(event, improving=False, target=None))
+        self.status = "idle"
+
+    async def release_ended(self, release: Release) -> None:
+        """Stop when a promoted candidate reached what was lost; count what did not. The caller holds `deciding`."""
+        state = self._keeper.state
+        if release.kind is ReleaseKind.PROPOSAL and state.improving:
+            if release.phase is Phase.PROMOTED and release.pairs:
+                mean = release.candidate_sum / release.pairs
+                if state.target is None or mean >= state.target:
+                    await self.stop(f"{release.candidate[:10]} scores {mean:.3f}" + (f", wanted {state.target:.3f}" if state.target else ""))
+            elif state.attempts + 1 >= PATIENCE:
+                await self.stop(f"{PATIENCE} proposals without a promotion")
+            else:
+                await self._keeper.commit(attempts=state.attempts + 1)
+        self.wake()
+
+    async def run(self) -> None:
+        """Propose whenever a proposal is wanted. Runs until cancelled."""
+        failures = 0
+        while True:
+            await self._wait_until_wanted()
+            try:
+                if await self._revive():
+                    continue
+                self.status = "proposing"
+                proposal = await self._propose()
+                await self._releases.propose(proposal)
+                failures = 0
+            except BudgetExhausted as error:
+                self.status = f"waiting: {error}"
+                await self._keeper.say("optimizer.budget_exhausted", str(error), limit=error.limit)
+                await self._rest(max(1.0, min(REST, (error.resets_at or 0) - self._keeper.clock.time())))
+            except (OptimizerError, ReleaseError, CodecError) as error:
+                failures += 1
+                self.status = f"waiting: {error}"
+                await self._keeper.say("optimizer.failed", str(error), algorithm=self._keeper.spec.optimizer.algorithm)
+                await self._rest(min(REST, 0.5 * 2.0**failures))
+            else:
+                self.status = "waiting for the verdict"
+
+    async def _rest(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _wait_until_wanted(self) -> None:
+        while True:
+            state = self._keeper.state
+            wanted = state.mode is not Mode.OBSERVE and state.improving and not state.paused and self._releases.idle
+            if wanted and await self._evidence():
+                return
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout=5.0)
+            except TimeoutError:
+                continue
+
+    async def _evidence(self) -> tuple[EpisodeSummary, ...]:
+        """Scored episodes of the stable revision in this regime: nothing is proposed before there is something to learn from."""
+        state = self._keeper.state
+        summaries = await self._keeper.store.episodes(
+            state.name, limit=50, revision=state.stable, role=Role.STABLE, regime=state.regime
+        )
+        scored = tuple(summary for summary in summaries if summary.normalised is not None)
+        return scored if len(scored) >= min(3, self._keeper.spec.optimizer.batch_episodes) else ()
+
+    async def _revive(self) -> bool:
+        """Try revisions that were good in an earlier world first: plants are often repaired as suddenly as they broke."""
+        keeper, state = self._keeper, self._keeper.state
+        for revision, regime in reversed(state.good):
+            if regime == state.regime or revision == state.stable or revision in state.tried:
+                continue
+            known = await keeper.store.revision(revision)
+            await keeper.commit(tried=(*state.tried, revision))
+            if known.source != state.source:
+                continue
+            current = await self._full(state.stable)
+            wanted = {parameter.path: known.values.get(parameter.path, parameter.default) for parameter in self._parameters}
+            changed = {path: value for path, value in wanted.items() if value != current[path]}
+            if not changed:
+                continue
+            reasoning = f"It was good in regime {regime}."
+            await self._releases.propose(self._proposal(changed, algorithm="revival", reasoning=reasoning))
+            return True
+        return False
+
+    def _proposal(self, values: Mapping[str, Value], *, algorithm: str, reasoning: str) -> Proposal:
+        keeper = self._keeper
+        return Proposal(
+            id=keeper.new_id(),
+            agent=keeper.name,
+            parent=keeper.state.stable,
+            values=dict(values),
+            algorithm=algorithm,
+            at=keeper.clock.time(),
+            reasoning=reasoning,
+        )
+
+    async def _full(self, revision: str) -> dict[str, Value]:
+        """All parameters' values in `revision`, defaults included."""
+        values = (await self._keeper.store.revision(revision)).values
+        return {parameter.path: values.get(parameter.path, parameter.default) for parameter in self._parameters}
+
+    async def _propose(self) -> Proposal:
+        keeper, state, options = self._keeper, self._keeper.state, self._keeper.spec.optimizer
+        evidence = await self._evidence()
+        values = await self._full(state.stable)
+        memory = await keeper.store.memory(keeper.name, limit=200)
+        problems = await self._problems(evidence, values)
+        scores = [summary.normalised for summary in evidence if summary.normalised is not None]
+        context = OptimizerContext(
+            agent=keeper.name,
+            stable=state.stable,
+            parameters=self._parameters,
+            values=values,
+            objective=keeper.spec.agent.objective,
+            algorithm=options.algorithm,
+            models=self._models,
+            regime=state.regime,
+            stable_mean=sum(scores) / len(scores) if scores else None,
+            history=options.history,
+            allowed_imports=keeper.spec.sandbox.allowed_imports,
+            budget=budget_limits(keeper.spec),
+            options=options.options,
+            at=keeper.clock.time(),
+        )
+        seed = int.from_bytes(hashlib.sha256(f"{self._seed}/{keeper.name}/{len(memory)}/{state.attempts}".encode()).digest()[:4])
+        return await self._process.propose(context, problems, memory, seed, timeout=options.propose_timeout, llm=self._llm)
+
+    async def _problems(self, evidence: tuple[EpisodeSummary, ...], values: dict[str, Value]) -> tuple[Problem, ...]:
+        """The episodes that inform most: the worst, the best for contrast, and what is typical."""
+        by_score = sorted(evidence, key=lambda summary: summary.normalised or 0.0)
+        wanted = min(self._keeper.spec.optimizer.batch_episodes, len(by_score))
+        ranks = {round(index * (len(by_score) - 1) / max(1, wanted - 1)) for index in range(wanted)}
+        problems = []
+        for rank in sorted(ranks):
+            summary = by_score[rank]
+            feedback = await self._keeper.store.feedback(summary.id)
+            if feedback is None:
+                continue
+            encoded = await self._keeper.store.trace(summary.id)
+            graph = await asyncio.to_thread(_minimal, encoded) if encoded else None
+            problems.append(
+                Problem(
+                    episode=summary.id,
+                    objective=self._keeper.spec.agent.objective,
+                    parameters=self._parameters,
+                    values=values,
+                    feedback=feedback,
+                    graph=graph,
+                    outcome=summary.outcome,
+                )
+            )
+        return tuple(problems)
+
+
+def _minimal(encoded: bytes) -> TraceGraph | None:
+    """The part of a worker's trace that matters; None where the worker sent something else: it is not trusted to send a graph."""
+    try:
+        graph = codec.decode(encoded, TraceGraph)
+        return minimal_subgraph(graph, graph.output) if graph.output is not None else None
+    except AgentdError as error:
+        log.warning("a trace could not be used", error=str(error), kind=type(error).__name__)
+        return None
+
+

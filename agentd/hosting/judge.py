@@ -1,0 +1,91 @@
+"""Feedback on episodes: the author's `feedback.py` in a locked worker, or the reward where there is none."""
+
+import math
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from agentd.errors import SandboxError
+from agentd.records import Episode, Feedback, Metric, Outcome, Source
+from agentd.sandbox import FeedbackWorker, Limits, Zygote
+from agentd.spec import AgentSpec
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Judge:
+    """Turns an episode, as the runner recorded it, into feedback. A judge that hangs is killed; the next episode gets a new one."""
+
+    def __init__(self, spec: AgentSpec, source: Source, metric: Metric) -> None:
+        self._spec = spec
+        self._source = source
+        self._metric = metric
+        self._zygote: Zygote | None = None
+        self._worker: FeedbackWorker | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the worker and its zygote."""
+        worker, self._worker = self._worker, None
+        zygote, self._zygote = self._zygote, None
+        if worker is not None:
+            await worker.aclose()
+        if zygote is not None:
+            await zygote.aclose()
+
+    async def judge(self, episode: Episode) -> Feedback:
+        """The feedback on `episode`. Never raises for what feedback.py does: `Feedback.failed` says it, and the score is no evidence.
+
+        An aborted episode scores the declared minimum without being asked about: the policy caused it (DESIGN section 8).
+        """
+        if episode.outcome is Outcome.ABORTED:
+            return self._feedback(episode, self._metric.worst, f"The episode was aborted: {episode.reason}. {episode.error}".strip())
+        if episode.outcome is Outcome.LOST:
+            return self._feedback(episode, self._metric.worst, "", failed=f"the plant was lost: {episode.reason}")
+        if self._source.feedback is None:
+            return self._from_rewards(episode)
+        try:
+            worker = await self._ready()
+            score, text, metrics = await worker.judge(episode)
+        except SandboxError as error:
+            log.warning("feedback failed", agent=episode.agent, episode=episode.id, error=str(error))
+            await self.aclose()
+            return self._feedback(episode, self._metric.worst, "", failed=f"feedback.py: {error}")
+        return self._feedback(episode, score, text, metrics)
+
+    async def _ready(self) -> FeedbackWorker:
+        if self._worker is None:
+            limits = Limits.from_spec(self._spec.sandbox)
+            if self._zygote is None:
+                self._zygote = await Zygote.start(imports=limits.allowed_imports, min_isolation=self._spec.sandbox.min_isolation)
+            timeout = self._spec.feedback.timeout if self._spec.feedback else 10.0
+            self._worker = await FeedbackWorker.start(
+                self._zygote,
+                source=self._source,
+                limits=limits,
+                timeout=timeout,
+                on_log=lambda line: log.info("feedback worker", agent=self._spec.agent.name, line=line),
+            )
+        return self._worker
+
+    def _from_rewards(self, episode: Episode) -> Feedback:
+        total = math.fsum(step.reward for step in episode.steps if step.reward is not None)
+        return self._feedback(episode, total, f"The sum of the rewards over {len(episode.steps)} steps is {total:g}.")
+
+    def _feedback(
+        self, episode: Episode, score: float, text: str, metrics: dict[str, float] | None = None, *, failed: str = ""
+    ) -> Feedback:
+        try:
+            normalised = self._metric.normalised(score)
+        except ValueError as error:
+            score, failed = self._metric.worst, str(error)
+            normalised = 0.0
+        return Feedback(
+            episode=episode.id, score=score, normalised=normalised, text=text, metrics=metrics or {}, failed=failed
+        )
