@@ -13,6 +13,7 @@ from agentd.errors import TraceError
 from agentd.trace.code import Code, Signature
 from agentd.trace.containers import RESERVED
 from agentd.trace.context import Frame, Scope, current
+from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.modules import Module
@@ -321,12 +322,12 @@ class FunModule(Module):
 
     def _outside(
         self, inputs: tuple[Any, ...], frame: Scope, detached: tuple[Node, ...], result: Node | None, *, strict: bool
-    ) -> tuple[Node, ...]:
+    ) -> tuple[AbstractNode, ...]:
         """The nodes from outside that the function used without having been given them. Raises TraceMissingInputsError if `strict`."""
         known = {id(other) for other in frame.nodes}
         known.update(id(other) for other in detached)
         known.update(id(value) for value in inputs)
-        outside: dict[int, Node] = {}
+        outside: dict[int, AbstractNode] = {}
         for inner in frame.nodes:
             for value in inner._inputs:
                 if id(value) not in known and isinstance(value, Node):
@@ -335,7 +336,7 @@ class FunModule(Module):
         outside.update((id(other), other) for other in touched if id(other) not in known)
         read = [other for other in frame.reads or () if id(other) not in known]
         if read and strict:
-            given: list[Node] = []
+            given: list[AbstractNode] = []
             unwrap([value for value in inputs if not isinstance(value, Node)], given)
             unwrap([value._data for value in inputs if isinstance(value, Node)], given)
             within = {id(other) for other in given}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 if TYPE_CHECKING:
     import weakref
 
+    from agentd.trace.core import AbstractNode
     from agentd.trace.graph import Graph
-    from agentd.trace.nodes import Node
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,13 +42,13 @@ class Scope:
 
     __slots__ = ("append", "module", "nodes", "origin", "reads", "touched", "tracing")
 
-    def __init__(self, append: Callable[[Node], Any], origin: Origin, *, tracing: bool = True) -> None:
+    def __init__(self, append: Callable[[AbstractNode], Any], origin: Origin, *, tracing: bool = True) -> None:
         self.append = append
         self.origin = origin
         self.tracing = tracing
-        self.nodes: list[Node] = []
-        self.reads: list[Node] | None = None
-        self.touched: list[Node] | None = None
+        self.nodes: list[AbstractNode] = []
+        self.reads: list[AbstractNode] | None = None
+        self.touched: list[AbstractNode] | None = None
         self.module: object = None
 
 
@@ -58,8 +58,8 @@ class Frame(Scope):
     __slots__ = ()
 
     def __init__(self, outer: Scope, module: object) -> None:
-        self.nodes = nodes = []
-        self.append = nodes.append
+        self.nodes = []
+        self.append = self.nodes.append
         self.origin = outer.origin
         self.tracing = outer.tracing
         self.reads = []
@@ -67,7 +67,7 @@ class Frame(Scope):
         self.module = module
 
 
-def _keep_nothing(_: Node) -> None:
+def _keep_nothing(_: AbstractNode) -> None:
     """The root owns no nodes: they live as long as somebody uses them."""
 
 
@@ -113,4 +113,5 @@ def name_scope(name: str) -> Iterator[None]:
 
 def submit(executor: Executor, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """`executor.submit` for a pool of bare threads, which, unlike `asyncio.to_thread`, would leave the graph behind."""
-    return executor.submit(contextvars.copy_context().run, function, *args, **kwargs)
+    context = contextvars.copy_context()
+    return executor.submit(lambda: context.run(function, *args, **kwargs))

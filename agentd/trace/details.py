@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from agentd.trace.nodes import MessageNode, Node
+from agentd.trace.core import AbstractNode
+from agentd.trace.nodes import MessageNode
 from agentd.trace.source import source_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def function_details(module: FunModule) -> dict[str, Any]:
     }
 
 
-def details(node: Node) -> dict[str, Any] | None:
+def details(node: AbstractNode) -> dict[str, Any] | None:
     """What is known of the operation that made `node`; None for nodes that no operation made."""
     if not isinstance(node, MessageNode):
         return None

@@ -42,7 +42,9 @@ class BackwardError(TraceError, AttributeError):
 
 @functools.lru_cache(maxsize=256)
 def _combined(kind: type[Exception]) -> type[ExecutionError]:
-    if issubclass(kind, (ExecutionError, *_UNCOMBINABLE)):
+    if issubclass(kind, ExecutionError):
+        return kind  # of a bundle that was called within: already combined
+    if issubclass(kind, _UNCOMBINABLE):
         return ExecutionError
     try:
         return type("ExecutionError", (ExecutionError, kind), {"__module__": __name__})
@@ -52,9 +54,7 @@ def _combined(kind: type[Exception]) -> type[ExecutionError]:
 
 def execution_error(exception_node: ExceptionNode, cause: Exception) -> ExecutionError:
     """The ExecutionError to raise for `cause`."""
-    original = cause.exception_node.cause if isinstance(cause, ExecutionError) else cause
     try:
-        error = _combined(type(original or cause))(exception_node)
-    except TypeError:  # a class whose instances can't be made this way
-        error = ExecutionError(exception_node)
-    return error
+        return _combined(type(cause))(exception_node)  # type: ignore[arg-type]  # classes are hashable
+    except TypeError:  # a class whose instances can't be made so
+        return ExecutionError(exception_node)

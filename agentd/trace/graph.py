@@ -23,7 +23,7 @@ class Graph:
     """
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        self.nodes: list[Any] = []
         self.names = Registry()
         self._named = 0
         self._operators: dict[str, Operator] = {}
@@ -69,7 +69,7 @@ class Graph:
         self.names.give_all(self.nodes[self._named :])
         self._named = len(self.nodes)
 
-    def get(self, name: str) -> Node:
+    def get(self, name: str) -> Any:
         """The node called `name` (`add:0`). Raises KeyError."""
         self.name_nodes()
         return self.names.get(name)
@@ -138,7 +138,7 @@ class GraphFacade:
         """The nodes without parents."""
         return [node for node in self.nodes if node.is_root]
 
-    def get(self, name: str) -> Node:
+    def get(self, name: str) -> Any:
         """The node called `name`. Raises KeyError."""
         graph = self.current
         return graph.get(name) if graph is not None else root_names.get(name)

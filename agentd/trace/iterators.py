@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentd.trace.forms import Operator
-from agentd.trace.nodes import MessageNode, Node, apply, node, raise_error
+from agentd.trace.nodes import MessageNode, apply, node, raise_error
 
 _ITERATE = Operator("iterate", "[iterate] The items of x, one by one.").form(("x",))
 
@@ -21,7 +21,7 @@ def iterate(x: Any) -> Iterator[Any]:
         return SeqIterable(x.keys())
     if isinstance(value, set | frozenset):
         return SeqIterable(apply("to_list", x))
-    if hasattr(value, "__array_interface__") and getattr(value, "ndim", 0):
+    if hasattr(value, "__array_interface__") and getattr(value, "ndim", None):
         return SeqIterable(x)
     if hasattr(value, "__iter__") and hasattr(value, "__len__"):  # other finite collections, such as dict views and deques
         return SeqIterable(apply("to_list", x))
@@ -31,7 +31,7 @@ def iterate(x: Any) -> Iterator[Any]:
 class SeqIterable:
     """Iterates over a node of a sequence; starts anew with each `iter`."""
 
-    def __init__(self, wrapped_list: Node) -> None:
+    def __init__(self, wrapped_list: Any) -> None:
         self.wrapped_list = wrapped_list
         self._index = 0
 
@@ -53,7 +53,7 @@ class SeqIterable:
 class DictIterable:
     """Iterates over a node of a dict: pairs of nodes, key and value."""
 
-    def __init__(self, wrapped_dict: Node) -> None:
+    def __init__(self, wrapped_dict: Any) -> None:
         self.wrapped_dict = wrapped_dict
         self.keys = apply("keys", wrapped_dict)
         self._index = 0

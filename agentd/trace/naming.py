@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentd.trace.nodes import Node
+    from agentd.trace.core import AbstractNode
 
 _MAX_BASES = 4096
 
@@ -17,11 +17,11 @@ class Registry:
     """The names that are taken: weakly, so that a name is free again when its node is gone."""
 
     def __init__(self) -> None:
-        self._nodes: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
+        self._nodes: weakref.WeakValueDictionary[str, AbstractNode] = weakref.WeakValueDictionary()
         self._next: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def give(self, node: Node) -> None:
+    def give(self, node: AbstractNode) -> None:
         """Names `node` with the next number of its base."""
         with self._lock:
             if node._name is not None and ":" in node._name:
@@ -38,13 +38,13 @@ class Registry:
             self._nodes[name] = node
             node._name = name
 
-    def give_all(self, nodes: Iterable[Node]) -> None:
+    def give_all(self, nodes: Iterable[AbstractNode]) -> None:
         """Names those of `nodes` that have none yet, in their order."""
         for node in nodes:
             if node._name is None or ":" not in node._name:
                 self.give(node)
 
-    def get(self, name: str) -> Node:
+    def get(self, name: str) -> AbstractNode:
         """The node of that name. Raises KeyError."""
         return self._nodes[name]
 
@@ -59,7 +59,7 @@ root_names = Registry()
 """For parameters and for what is made outside any graph. Weak: it owns nothing."""
 
 
-def give_name(node: Node) -> None:
+def give_name(node: AbstractNode) -> None:
     """Names `node`, and first those of its graph that were made before it."""
     graph = node._origin.graph() if node._origin.graph is not None else None
     if graph is None or node.trainable:

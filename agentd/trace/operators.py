@@ -37,7 +37,9 @@ def identity(x: Any) -> Any:
     return node(x).clone()
 
 
-@bundle("[call] Calls fun with the other arguments.", _process_inputs=False, allow_external_dependencies=True)
+@bundle(  # type: ignore[untyped-decorator]  # what a bundle returns can't be typed
+    "[call] Calls fun with the other arguments.", _process_inputs=False, allow_external_dependencies=True
+)
 def call(fun: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls the value of the node `fun`. Python functions get nodes as they are; what is written in C gets plain values."""
     function = fun._data if isinstance(fun, Node) else fun

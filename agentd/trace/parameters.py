@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from agentd.errors import TraceError
 from agentd.trace.bundle import FunModule
 from agentd.trace.containers import RESERVED, Map, ParameterContainer, Seq
-from agentd.trace.nodes import Node, ParameterNode, check_value
+from agentd.trace.nodes import Node, ParameterNode
 from agentd.trace.source import parse, signature_of
+from agentd.trace.values import check_value
 
 if TYPE_CHECKING:
     from agentd.records import Parameter

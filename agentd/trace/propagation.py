@@ -13,6 +13,7 @@ import msgspec
 
 from agentd.errors import TraceError
 from agentd.records import NodeKind, TraceGraph, TraceNode
+from agentd.trace.core import AbstractNode
 from agentd.trace.errors import BackwardError
 from agentd.trace.nodes import MessageNode, Node, ParameterNode
 
@@ -109,7 +110,7 @@ def _cut(node: TraceNode) -> TraceNode:
 _FINISHED = object()
 
 
-def topological(outputs: Iterable[Node]) -> tuple[list[Node], list[tuple[int, ...]]]:
+def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple[int, ...]]]:
     """`outputs` and what they were computed from, parents first, and the positions of each one's parents.
 
     The order follows the structure (depth first, arguments in order), not the time: tasks that raced give the same order each time.
@@ -145,7 +146,7 @@ def topological(outputs: Iterable[Node]) -> tuple[list[Node], list[tuple[int, ..
     return order, parents
 
 
-def subgraph(outputs: Sequence[Node]) -> list[Node]:
+def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
     """The live minimal subgraph: parameters, what lies on their paths to the outputs, and the inputs of that, parents first."""
     order, parents = topological(outputs)
     position = {id(node): index for index, node in enumerate(order)}
@@ -157,7 +158,7 @@ def subgraph(outputs: Sequence[Node]) -> list[Node]:
     return [order[index] for index in sorted(kept)]
 
 
-def levels(output: Node) -> list[int]:
+def levels(output: AbstractNode) -> list[int]:
     """The longest distance from a root, for each node of `topological([output])`."""
     found: list[int] = []
     for above in topological([output])[1]:
@@ -165,7 +166,7 @@ def levels(output: Node) -> list[int]:
     return found
 
 
-def visible_parameters(output: Node) -> set[ParameterNode]:
+def visible_parameters(output: AbstractNode) -> set[ParameterNode]:
     """The parameters that `output` was computed from, hidden inputs left aside."""
     found: set[ParameterNode] = set()
     seen = {id(output)}
@@ -189,12 +190,12 @@ def hidden_parameters(node: MessageNode) -> set[ParameterNode]:
     return found - visible_parameters(node)
 
 
-def expandable(node: Node) -> set[MessageNode]:
+def expandable(node: AbstractNode) -> set[MessageNode]:
     """The nodes among `node` and its ancestors that have hidden dependencies."""
     return {other for other in topological([node])[0] if isinstance(other, MessageNode) and other.hidden and hidden_parameters(other)}
 
 
-def backward(outputs: Sequence[tuple[Node, Any]], propagator: Propagator | None = None, *, retain_graph: bool = False) -> None:
+def backward(outputs: Sequence[tuple[AbstractNode, Any]], propagator: Propagator | None = None, *, retain_graph: bool = False) -> None:
     """Carries feedback from one or several outputs back to all that they were computed from; see Node.backward."""
     from agentd.trace.propagators import GraphPropagator  # noqa: PLC0415 - propagators are made of this module's parts
 

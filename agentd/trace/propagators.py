@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentd.errors import TraceError
+from agentd.trace.core import AbstractNode
 from agentd.trace.forms import get_op_name
 from agentd.trace.nodes import MessageNode, Node
 from agentd.trace.propagation import Parents, subgraph
@@ -62,7 +63,7 @@ class Propagator(AbstractPropagator):
         override = self.override.get(get_op_name(child.description)) if self.override else None
         return self._propagate(child) if override is None else override(child)
 
-    def init_feedback(self, node: Node, feedback: Any) -> Any:
+    def init_feedback(self, node: AbstractNode, feedback: Any) -> Any:
         """What is carried back, made from the user's feedback on `node`."""
         del node
         return feedback
@@ -70,7 +71,7 @@ class Propagator(AbstractPropagator):
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
         raise TypeError(f"{type(self).__name__} does not say how to propagate")
 
-    def run(self, outputs: Sequence[tuple[Node, Any]], order: Sequence[Node], parents: Parents) -> None:
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], order: Sequence[Node], parents: Parents) -> None:
         """The reverse sweep: children before parents, each node once; roots keep what arrives, the others pass it on."""
         for output, feedback in outputs:
             output._add_feedback(ORACLE, self.init_feedback(output, feedback))
@@ -127,7 +128,7 @@ class TraceGraph(AbstractFeedback):
     Adding two puts their cases together: several outputs, each with its own feedback.
     """
 
-    def __init__(self, cases: Sequence[tuple[Node, Any]] = ()) -> None:
+    def __init__(self, cases: Sequence[tuple[AbstractNode, Any]] = ()) -> None:
         self.cases = tuple(cases)
 
     @property
@@ -182,7 +183,7 @@ class TraceGraph(AbstractFeedback):
 class GraphPropagator(Propagator):
     """Brings to each parameter (and each other root) the outputs that it had a part in, with their feedback."""
 
-    def init_feedback(self, node: Node, feedback: Any) -> TraceGraph:
+    def init_feedback(self, node: AbstractNode, feedback: Any) -> TraceGraph:
         return TraceGraph([(node, feedback)])
 
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
@@ -194,7 +195,7 @@ class GraphPropagator(Propagator):
         """The cases that the children sent, together."""
         return functools.reduce(TraceGraph.__add__, [item for items in feedback.values() for item in items], TraceGraph())
 
-    def run(self, outputs: Sequence[tuple[Node, Any]], order: Sequence[Node], parents: Parents) -> None:
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], order: Sequence[Node], parents: Parents) -> None:
         if self.override or len(outputs) != 1:
             super().run(outputs, order, parents)
             return

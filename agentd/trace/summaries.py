@@ -184,7 +184,7 @@ class Summariser:
     def _object(self, value: Any) -> Any:
         cls = type(value)
         made = {"$type": f"{cls.__module__}.{cls.__qualname__}"}
-        if cls.__repr__ is not object.__repr__:
+        if cls.__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]  # the default shows an address, different each time
             try:
                 made["repr"] = redact(repr(value)[: _OPAQUE + _MARGIN])[:_OPAQUE]
             except Exception as error:  # noqa: BLE001 - a repr is the program's code
