@@ -1,5 +1,6 @@
 """What databases raise, translated to agentd.errors at the border."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,12 +9,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from agentd.errors import StoreError, StoreUnavailable
 
-_HINTS = {
-    "full": "the disk is full",
-    "locked": "another process holds the database for writing",
-    "readonly": "the database or its folder may not be written",
-    "unable to open": "the database can't be opened",
-    "disk I/O error": "the disk failed, or its quota is used up",
+# SQLite's codes for what may be otherwise later; all others are about the file's content or our own mistake.
+_PASSING = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk failed, or its quota is used up",
+    sqlite3.SQLITE_BUSY: "another process holds the database for writing",
+    sqlite3.SQLITE_LOCKED: "another process holds the database for writing",
+    sqlite3.SQLITE_PROTOCOL: "another process holds the database for writing",
+    sqlite3.SQLITE_READONLY: "the database or its folder may not be written",
+    sqlite3.SQLITE_CANTOPEN: "the database can't be opened",
+    sqlite3.SQLITE_PERM: "the database can't be opened",
+    sqlite3.SQLITE_NOMEM: "there is no memory left",
 }
 
 
@@ -24,17 +30,22 @@ def translated(where: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise StoreError(f"{where}: a record refers to one that was never committed: {error.orig}") from error
-    except (OperationalError, InterfaceError) as error:
-        text = str(error.orig)
-        hint = next((hint for sign, hint in _HINTS.items() if sign in text), "the database can't be used now")
-        raise StoreUnavailable(f"{where}: {hint} ({text})") from error
+    except DBAPIError as error:
+        raise _translate(where, error) from error
     except PoolTimeoutError as error:
         raise StoreUnavailable(f"{where}: too many reads at once") from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise StoreUnavailable(f"{where}: the connection to the database was lost ({error.orig})") from error
-        raise StoreError(f"{where}: the database is damaged or not what it should be: {error.orig}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"{where}: {error}") from error
     except OSError as error:
         raise StoreUnavailable(f"{where}: {error.strerror or error}") from error
+
+
+def _translate(where: str, error: DBAPIError) -> StoreError:
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest of it is detail
+        if code in _PASSING:
+            return StoreUnavailable(f"{where}: {_PASSING[code]} ({cause})")
+    elif error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return StoreUnavailable(f"{where}: the connection to the database was lost or refused ({cause})")
+    return StoreError(f"{where}: the database is damaged or not what it should be ({cause})")

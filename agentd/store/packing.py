@@ -30,7 +30,7 @@ def pack_bytes(content: bytes) -> bytes:
     return bytes((COMPRESSED,)) + zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(content)
 
 
-def unpack(stored: bytes, type_: type[T]) -> T:
+def unpack(stored: bytes | str, type_: type[T]) -> T:
     """The record that `stored` holds.
 
     Raises:
@@ -43,10 +43,10 @@ def unpack(stored: bytes, type_: type[T]) -> T:
         raise StoreError(f"a stored record is damaged: {error}") from error
 
 
-def unpack_bytes(stored: bytes) -> bytes:
+def unpack_bytes(stored: bytes | str) -> bytes:
     """The content that `pack_bytes` was given. Raises like `unpack`."""
-    if not stored:
-        raise StoreError("a stored record is damaged: it is empty")
+    if not isinstance(stored, bytes) or not stored:  # SQLite keeps what it is given, text too
+        raise StoreError("a stored record is damaged: it holds no bytes")
     match stored[0]:
         case 1:  # PLAIN
             return stored[1:]

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Result, Row, Select, Table, and_, func, or_, select
+from sqlalchemy import LargeBinary, Result, Row, Select, Table, and_, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from agentd.errors import Ambiguous, NotFound
@@ -188,8 +188,11 @@ class Reader:
 
     async def verify_chain(self) -> ChainReport:
         previous, count, table = GENESIS, 0, schema.events
+        # Cast, because whoever tampers with a SQLite file may have put text there.
+        content, hash_ = (cast(column, LargeBinary).label(column.name) for column in (table.c.content, table.c.hash))
+        statement = select(table.c.seq, table.c.agent, table.c.kind, table.c.at, content, hash_).order_by(table.c.seq).limit(_CHAIN_PAGE)
         while True:
-            page = await self._rows(select(table).where(table.c.seq > count).order_by(table.c.seq).limit(_CHAIN_PAGE))
+            page = await self._rows(statement.where(table.c.seq > count))
             for row in page:
                 expected, digest = count + 1, link(previous, row.content)
                 if row.seq != expected or row.hash != digest:
