@@ -78,8 +78,8 @@ def _import_all(names: list[str]) -> None:
 
 def _warm_numpy() -> None:
     """Import and run what numpy loads lazily: a worker can't open the files any more."""
-    for name in ("numpy.fft", "numpy.linalg", "numpy.ma", "numpy.polynomial", "numpy.random"):
-        importlib.import_module(name)
+    for name in ("char", "dtypes", "exceptions", "fft", "linalg", "ma", "polynomial", "random", "rec", "strings"):
+        importlib.import_module(f"numpy.{name}")
     import numpy as np  # noqa: PLC0415 - only a zygote that was asked for it pays for numpy
 
     np.random.default_rng(0).normal(size=3)

@@ -19,7 +19,7 @@ from agentd.records import Value
 from agentd.sandbox.loader import is_program
 from agentd.sandbox.lockdown import lock_down
 from agentd.sandbox.output import LineOutput
-from agentd.sandbox.telltale import Telltale
+from agentd.sandbox.telltale import Attempt, Telltale
 from agentd.sandbox.wire import (
     FRAGMENTED,
     MAX_ERROR_MESSAGE,
@@ -184,7 +184,7 @@ def _forget_locals(trace: TracebackType | None) -> None:
 def _failure(request: Request, error: BaseException) -> Failure:
     kind = "load" if isinstance(request, Load) else "policy"
     try:
-        if isinstance(error, (CodecError, LoadError)):
+        if isinstance(error, (Attempt, CodecError, LoadError)):
             message, trace = str(error), getattr(error, "traceback", "")
         else:
             message = "".join(traceback.format_exception_only(error)).strip()

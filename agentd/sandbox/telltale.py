@@ -35,7 +35,7 @@ _DEPTH = 12
 _MAX_NOTES = 10
 
 
-class Attempt(PermissionError):  # noqa: N818 - what was tried, not what went wrong
+class Attempt(Exception):  # noqa: N818 - what was tried, not what went wrong
     """What the program tried, as its author should read it."""
 
 
@@ -50,7 +50,7 @@ class Telltale:
         """Raise Attempt if the program tried anything since the last time."""
         if self._notes:
             notes, self._notes = self._notes, []
-            raise Attempt("the program tried what it may not, and went on: " + "; ".join(notes))
+            raise Attempt("PermissionError: the program tried what it may not, and went on: " + "; ".join(notes))
 
     def forget(self) -> None:
         """The program's own error tells enough."""
