@@ -17,7 +17,7 @@ from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.modules import Module
-from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, message, raise_error, unwrap
+from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, raise_error, unwrap
 from agentd.trace.source import error_comment, signature_of, source_of
 
 __all__ = ["BoundFunModule", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle"]
@@ -353,10 +353,8 @@ class FunModule(Module):
         """Raises ExecutionError: the exception's node has the source with the failing line commented."""
         hidden = self._outside(inputs, frame, (), None, strict=False)
         sources = {function.__code__: source for source, (function, _) in self._compiled.items()}
-        cause = error.exception_node._data if isinstance(error, ExecutionError) else f"({type(error).__name__}) {error}"
-        comment = error_comment(error, str(cause), sources)
-        if isinstance(error, ExecutionError) and "<--" not in comment:
-            comment = f"{comment}\n\n{error}"
+        within = str(error) if isinstance(error, ExecutionError) else ""  # a bundle or operator that was called has said where
+        comment = error_comment(error, error_message(error), sources, within)
         if pending is not None:
             pending.__class__ = ExceptionNode  # the same slots; the call keeps its place in the graph
         raise_error(form, inputs + hidden, error, comment=comment, traceback="".join(traceback.format_exception(error)), made=pending)

@@ -28,6 +28,7 @@ __all__ = [
     "Node",
     "ParameterNode",
     "apply",
+    "error_message",
     "get_op_name",
     "message",
     "node",

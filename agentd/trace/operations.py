@@ -103,13 +103,17 @@ def raise_error(
     extra = made._more()
     extra.description = f"[exception] The operator {form.operator.name} raised an exception."
     if not comment:
-        call = ", ".join(
-            f"{name}={value._data if isinstance(value, AbstractNode) else value!r:.60}"
-            for name, value in zip(form.arguments, inputs, strict=False)
-        )
+        call = ", ".join(f"{name}={_shown(value)}" for name, value in zip(form.arguments, inputs, strict=False))
         comment = f"{form.operator.name}({call})  # <-- {made._data}"
     extra.info = {"error_comment": comment, "traceback": traceback or comment, "fun_name": form.operator.name}
     raise execution_error(made, error) from error
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value._data if isinstance(value, AbstractNode) else value!r:.60}"
+    except Exception:  # noqa: BLE001 - a repr is the program's code
+        return f"<{type(value).__name__}>"
 
 
 def error_message(error: BaseException) -> str:

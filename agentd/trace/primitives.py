@@ -103,7 +103,7 @@ _primitive(
     "x with old replaced by new, at most count times.",
     lambda x, old, new, count=-1: x.replace(old, new, count),
 )
-_primitive("format", "x", "The text x with its fields filled in.", lambda x, *args, **kwargs: x.format(*args, **kwargs))
+_primitive("format", "x", "The text x with its fields filled in.", lambda x, /, *args, **kwargs: x.format(*args, **kwargs))
 _primitive("join", "x", "The other texts joined, with x between them.", lambda x, *y: x.join(y))
 _primitive("node_getattr", "obj attr", "The attribute attr of obj.", getattr)
 _primitive("to_list", "x", "x as a list.", list)

@@ -177,10 +177,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-def error_comment(error: BaseException, message: str, sources: Mapping[types.CodeType, str], skip: int = 1) -> str:
+def error_comment(error: BaseException, message: str, sources: Mapping[types.CodeType, str], ending: str = "") -> str:
     """The functions that `error` came through, each with its failing line commented; the innermost has the message.
 
-    `sources` gives the text of compiled code parameters. `skip` frames belong to the caller.
+    `sources` gives the text of compiled code parameters. The first frame is the caller's own. `ending` (the message by default) comes last.
     """
     frames: list[tuple[types.FrameType, int]] = []
     traceback = error.__traceback__
@@ -188,7 +188,7 @@ def error_comment(error: BaseException, message: str, sources: Mapping[types.Cod
         frames.append((traceback.tb_frame, traceback.tb_lineno))
         traceback = traceback.tb_next
     shown: list[tuple[str, int, int]] = []
-    for frame, line in frames[skip:]:
+    for frame, line in frames[1:]:
         found = _frame_source(frame, sources)
         if found is not None:
             shown.append((*found, line))
@@ -198,7 +198,7 @@ def error_comment(error: BaseException, message: str, sources: Mapping[types.Cod
         commented(text, {line: message if index == len(shown) - 1 else "raised in this call, see below"}, first)
         for index, (text, first, line) in enumerate(shown)
     ]
-    return "\n\n".join([*parts, message])
+    return "\n\n".join([*parts, ending or message])
 
 
 def _frame_source(frame: types.FrameType, sources: Mapping[types.CodeType, str]) -> tuple[str, int] | None:
