@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from agentd.errors import DecodingError
-from agentd.opto.space import same
+from agentd.opto.space import is_finite, same
 from agentd.records import Kind, Parameter, Value
 
 MAX_TEXT = 100_000
@@ -135,7 +135,7 @@ def _fitted_text(value: Value) -> str:
 def _fitted_number(value: Value, parameter: Parameter) -> Value:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Misfit(f"expected a number, got {_shown(value)}")
-    if not math.isfinite(value) or abs(value) > 1e308:
+    if not is_finite(value):
         raise Misfit(f"expected a finite number, got {_shown(value)}")
     if parameter.integer:
         if value != int(value):

@@ -40,6 +40,7 @@ def parse_reply(text: str, parameters: Sequence[Parameter], *, cut_off: bool = F
     """
     if not text.strip():
         raise DecodingError({"": "the reply is empty"}, text)
+    text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", "", text, flags=re.DOTALL | re.IGNORECASE)
     tagged = _tagged(text, parameters)
     if tagged is not None:
         return tagged
@@ -88,9 +89,9 @@ def _candidates(text: str) -> Iterator[tuple[str, bool]]:
         end = _end_of_object(stripped)
         yield (stripped[:end], True) if end else (stripped, False)
     fences = re.findall(r"```[\w+-]*[ \t]*\n(.*?)```", text, re.DOTALL)
-    for block in sorted(fences, key=lambda block: not block.lstrip().startswith("{")):
+    for block in fences:
         if block.lstrip().startswith("{"):
-            yield block.strip(), True
+            yield block.strip(), block.rstrip().endswith("}")
     for match in re.finditer(r"\{", text):
         rest = text[match.start() :]
         end = _end_of_object(rest)
@@ -139,14 +140,35 @@ def _object(text: str, *, complete: bool) -> tuple[dict[str, Any], bool] | None:
 
 
 def _repaired(text: str, *, complete: bool) -> dict[str, Any] | None:
-    """json-repair's reading, as far as the text bears it out; a cut value keeps the marker that shows it."""
+    """json-repair's reading; a value that was cut off holds the marker that shows it."""
     try:
-        found = json_repair.loads(text if complete else text + _CUT)
+        found = json_repair.loads(text if complete else _marked(text))
     except (ValueError, RecursionError):
         return None
     if isinstance(found, list):
         found = next((item for item in found if isinstance(item, dict)), None)
     return found if isinstance(found, dict) and found else None
+
+
+def _marked(text: str) -> str:
+    """`text`, which breaks off, with the marker in the value or after the key at its end."""
+    if _ends_inside_string(text):
+        return text + _CUT
+    start = re.search(r"[-+\w.]*$", text)  # half a number or half a word
+    rest = text[: start.start()] if start else text
+    return f'{rest}"{_CUT}"' if rest != text or rest.rstrip().endswith(":") else text
+
+
+def _ends_inside_string(text: str) -> bool:
+    inside = escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif character == '"':
+            inside = not inside
+        else:
+            escaped = inside and character == "\\"
+    return inside
 
 
 def _suggestion(found: Mapping[str, Any], repaired: bool, parameters: Sequence[Parameter], text: str) -> ParsedReply:
@@ -164,6 +186,7 @@ def _suggestion(found: Mapping[str, Any], repaired: bool, parameters: Sequence[P
             raise DecodingError({"": f"the reply has no `suggestion` with values for {', '.join(sorted(paths))}"}, text[:EXCERPT])
         holder = named
     values = {path: value for path, value in _flattened(_as_mapping(holder), paths).items() if value is not None or path not in paths}
+    values = {path: _joined(value) for path, value in values.items()}
     cut = [path for path, value in values.items() if _CUT in path or _has_cut(value)]
     if cut:
         raise DecodingError({path.replace(_CUT, ""): "the reply breaks off inside this value" for path in cut}, text[-EXCERPT:])
@@ -210,6 +233,13 @@ def _flattened(values: Mapping[str, Any], paths: set[str]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def _joined(value: Any) -> Any:
+    """Text whose characters beyond 16 bits came as two escapes that a reader left apart."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _has_cut(value: Any) -> bool:

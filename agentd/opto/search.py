@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SYMMETRIES_FIRST = 16
 _TRIES = 64
+_NOTICEABLE = 0.1  # of the distance to the best score: less is noise after a few pairs
 _LOCAL_SPREAD = 0.5
 _PRIOR_PAIRS = 1.0
 
@@ -79,7 +80,7 @@ class Search:
             return not any(same(point, other) for other in seen)
 
         best = max(trials, key=lambda trial: trial.score, default=None)
-        improved = best is not None and best.score > baseline + 0.02 and not same(best.point, space.current)
+        improved = best is not None and best.score - baseline > _NOTICEABLE * (1.0 - baseline)
         attempts = len(tried)
         ideas = (idea for idea in symmetries(space, memory, self._context.regime) if fresh(idea[0]))
         if improved and best is not None and attempts % 2:

@@ -236,7 +236,15 @@ def _number(label: str, statement: tuple[str, str], current: Number, default: Va
 def _fits(dimension: Dimension, value: Value) -> bool:
     if dimension.choices is not None:
         return any(same(value, choice) for choice in dimension.choices)
-    return _is_number(value) and math.isfinite(value)
+    return _is_number(value) and is_finite(value)
+
+
+def is_finite(value: Number) -> bool:
+    """Whether a number is finite and fits a float; a whole number may be too large for one."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_number(value: Value) -> bool:

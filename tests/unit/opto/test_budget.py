@@ -1,0 +1,83 @@
+"""The ledger says no before money is spent, and when it will say yes again."""
+
+import pytest
+
+from agentd.errors import BudgetExhausted
+from agentd.opto.budget import DAY, HOUR, Ledger, Metered
+from agentd.opto.contract import BudgetLimits, LlmReply, LlmRequest, Message
+from agentd.records import Usage
+
+
+def usage(at, dollars=0.0, agent="a"):
+    return Usage(agent=agent, purpose="p", model="m", outcome="ok", at=at, dollars=dollars)
+
+
+def ledger(*rows, **limits):
+    made = Ledger(rows)
+    made.limit("a", BudgetLimits(**limits))
+    return made
+
+
+def test_a_budget_of_zero_allows_nothing_and_never_resets():
+    for limits in ({"dollars_per_day": 0.0}, {"calls_per_hour": 0}):
+        with pytest.raises(BudgetExhausted) as caught:
+            ledger(**limits).reserve("a", 0.0, 1000.0)
+        assert caught.value.resets_at is None
+
+
+def test_calls_are_counted_over_the_last_hour():
+    book = ledger(usage(1000.0), usage(2000.0), calls_per_hour=2)
+    with pytest.raises(BudgetExhausted) as caught:
+        book.reserve("a", 0.0, 2500.0)
+    assert caught.value.resets_at == 1000.0 + HOUR
+    book.reserve("a", 0.0, 1000.0 + HOUR)
+
+
+def test_dollars_are_counted_over_the_last_day_and_the_reset_is_when_the_call_would_fit():
+    book = ledger(usage(1000.0, 3.0), usage(5000.0, 1.0), dollars_per_day=5.0, calls_per_hour=None)
+    assert book.remaining("a", 6000.0).dollars == pytest.approx(1.0)
+    with pytest.raises(BudgetExhausted) as caught:
+        book.reserve("a", 2.0, 6000.0)
+    assert caught.value.resets_at == 1000.0 + DAY
+    with pytest.raises(BudgetExhausted) as caught:
+        book.reserve("a", 50.0, 6000.0)
+    assert caught.value.resets_at is None
+    book.reserve("a", 2.0, 1000.0 + DAY)
+
+
+def test_a_call_in_flight_counts_with_its_estimate_until_it_is_settled():
+    book = ledger(dollars_per_day=1.0, calls_per_hour=None)
+    held = book.reserve("a", 0.8, 10.0)
+    with pytest.raises(BudgetExhausted):
+        book.reserve("a", 0.8, 10.0)
+    book.settle(held, usage(11.0, 0.1))
+    assert book.remaining("a", 12.0).dollars == pytest.approx(0.9)
+    book.reserve("a", 0.8, 12.0)
+
+
+def test_agents_have_budgets_of_their_own():
+    book = ledger(usage(1.0, 5.0, agent="b"), dollars_per_day=5.0)
+    book.reserve("a", 4.0, 2.0)
+    with pytest.raises(BudgetExhausted):
+        book.reserve("b", 1.0, 2.0)
+
+
+def test_no_limit_is_no_limit():
+    book = ledger(dollars_per_day=None, calls_per_hour=None)
+    for at in range(1000):
+        book.settle(book.reserve("a", 100.0, float(at)), usage(float(at), 100.0))
+    assert book.remaining("a", 1000.0).dollars is None
+
+
+async def test_a_proposal_stops_before_it_passes_its_tokens():
+    class Llm:
+        async def complete(self, request):
+            return LlmReply(text="x", model="m", tokens_in=40, tokens_out=20, dollars=0.5)
+
+    metered = Metered(Llm(), 100)
+    request = LlmRequest(agent="a", purpose="p", messages=(Message(role="user", content="word " * 10),))
+    await metered.complete(request)
+    await metered.complete(request)
+    with pytest.raises(BudgetExhausted, match="100 tokens per proposal"):
+        await metered.complete(request)
+    assert (metered.tokens, metered.dollars, metered.calls) == (120, 1.0, 2)
