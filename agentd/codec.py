@@ -5,6 +5,7 @@ numpy is imported only when an array is met, so that `agentd --help` stays quick
 """
 
 import math
+import re
 import sys
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from agentd.errors import CodecError
 
 ARRAY_EXTENSION = 1
 _ARRAY_KINDS = frozenset("biufc")  # bool, signed, unsigned, float, complex; never objects or strings
+
+_DTYPE = re.compile("[<>|][biufc][0-9]{1,2}")
 
 T = TypeVar("T")
 
@@ -42,6 +45,8 @@ def _decode_array(code: int, data: memoryview) -> Any:
     import numpy as np  # noqa: PLC0415 - only who receives arrays pays for numpy
 
     dtype_name, shape, content = msgspec.msgpack.decode(data, type=tuple[str, tuple[int, ...], bytes])
+    if not _DTYPE.fullmatch(dtype_name):  # numpy would parse a small language here, and evaluate parts of it
+        raise CodecError(f"unknown dtype {dtype_name[:40]!r}")
     try:
         dtype = np.dtype(dtype_name)
     except TypeError as error:

@@ -28,7 +28,8 @@ async def main():
         for number in numbers:
             made = revision(float(number))
             canary = release(f"r{number}", made, revision(0.0), pairs=number)
-            await store.commit(made, canary, agent_state(made), Event(kind="made", at=1.0, data={"number": number, "noise": os.urandom(500)}))
+            event = Event(kind="made", at=1.0, data={"number": number, "noise": os.urandom(500)})
+            await store.commit(made, canary, agent_state(made), event)
             os.write(1, b"%d\\n" % number)  # unbuffered: acknowledged
 
     async def run():

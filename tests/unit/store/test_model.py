@@ -83,7 +83,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self.store.commit(pair))
         self.model_pairs[pair.id] = pair
 
-    @rule(kinds=st.lists(st.sampled_from(["x.a", "x.b", "y"]), max_size=3), agent=agents, data=st.dictionaries(st.text(max_size=5), plain, max_size=3))
+    @rule(
+        kinds=st.lists(st.sampled_from(["x.a", "x.b", "y"]), max_size=3),
+        agent=agents,
+        data=st.dictionaries(st.text(max_size=5), plain, max_size=3),
+    )
     def commit_events_and_usage(self, kinds, agent, data):
         row = Usage(agent=agent, purpose="propose", model="m", outcome="ok", at=float(len(kinds)))
         placed = self.run(self.store.commit(row, *(Event(kind=kind, at=1.0, agent=agent, data=data) for kind in kinds)))
@@ -99,7 +103,13 @@ class StoreMachine(RuleBasedStateMachine):
             return
         raise AssertionError("a dangling reference was accepted")
 
-    @rule(of=revisions, number=st.integers(0, 5), observation=plain, trace=st.none() | st.binary(max_size=2000), score=st.none() | st.floats(0, 1))
+    @rule(
+        of=revisions,
+        number=st.integers(0, 5),
+        observation=plain,
+        trace=st.none() | st.binary(max_size=2000),
+        score=st.none() | st.floats(0, 1),
+    )
     def add_an_episode(self, of, number, observation, trace, score):
         ran = episode(f"e{number}", of, final_observation=observation, trace=trace, role=Role.CANDIDATE)
         told = None if score is None else feedback(ran.id, score)
@@ -121,8 +131,10 @@ class StoreMachine(RuleBasedStateMachine):
         store = self.store
         assert {state.name: state for state in await store.agents()} == self.model_agents
         for name in ("a", "b"):
-            assert [one for one in reversed(await store.revisions(name))] == [one for one in self.model_revisions.values() if one.agent == name]
-            assert {one.id: one for one in await store.proposals(name)} == {k: v for k, v in self.model_proposals.items() if v.agent == name}
+            made = [one for one in self.model_revisions.values() if one.agent == name]
+            assert list(reversed(await store.revisions(name))) == made
+            wanted = {key: one for key, one in self.model_proposals.items() if one.agent == name}
+            assert {one.id: one for one in await store.proposals(name)} == wanted
             found = {one.id: one for one in await store.releases(name)}
             assert found == {key: one for key, one in self.model_releases.items() if one.agent == name}
             assert await store.usage(name) == tuple(row for row in self.model_usage if row.agent == name)

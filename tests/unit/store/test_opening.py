@@ -7,7 +7,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -110,7 +112,10 @@ async def test_a_database_from_a_newer_agentd_is_left_alone_and_the_error_says_w
 async def test_a_database_from_an_older_agentd_is_copied_before_it_is_migrated(url, path, monkeypatch, tmp_path):
     await fill(url)
     older = shutil.copytree(next(iter(migrations.__path__)), tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
-    newer = 'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\ndef upgrade():\n    op.execute("CREATE TABLE novelty (x INT)")\n'
+    newer = (
+        'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+        'def upgrade():\n    op.execute("CREATE TABLE novelty (x INT)")\n'
+    )
     (older / "versions" / "0002_novelty.py").write_text(newer)
     monkeypatch.setattr(migrations, "__file__", str(older / "__init__.py"))
     monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0002")
@@ -234,11 +239,9 @@ def open_folder():
     """A store in a folder that everybody may read and only root may write."""
     if os.geteuid() != 0:
         pytest.skip("only root can read as somebody else")
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield folder
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is below a folder that only root may enter
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 async def test_a_store_in_a_folder_that_may_not_be_written_can_be_read_while_it_is_live_and_after(open_folder, url):
@@ -246,23 +249,22 @@ async def test_a_store_in_a_folder_that_may_not_be_written_can_be_read_while_it_
     own, url = url, f"sqlite:///{open_folder}/agentd.db"
     async with await SqlStore.open(url) as store:
         await store.commit(Event(kind="made", at=1.0))
-        for suffix in ("", "-wal", "-shm"):
-            os.chmod(f"{open_folder}/agentd.db{suffix}", 0o644)
+        for name in ("agentd.db", "agentd.db-wal", "agentd.db-shm"):
+            (open_folder / name).chmod(0o644)
         assert await asyncio.to_thread(read_as_nobody, own, url) == "1"
-    assert not os.path.exists(f"{open_folder}/agentd.db-wal")
+    assert [found.name for found in open_folder.iterdir()] == ["agentd.db"]
     assert await asyncio.to_thread(read_as_nobody, own, url) == "1"
 
 
 async def test_commits_that_a_crash_left_in_the_log_are_never_silently_missing(open_folder, url):
     await fill(url)
     own, url = url, f"sqlite:///{open_folder}/agentd.db"
-    crashed = f"{open_folder}/crashed.db"
     async with await SqlStore.open(url) as store:
         await store.commit(Event(kind="made", at=1.0))
         for suffix in ("", "-wal"):
-            shutil.copy(f"{open_folder}/agentd.db{suffix}", f"{crashed}{suffix}")
-            os.chmod(f"{crashed}{suffix}", 0o644)
-    told = await asyncio.to_thread(read_as_nobody, own, f"sqlite:///{crashed}")
+            shutil.copy(open_folder / f"agentd.db{suffix}", open_folder / f"crashed.db{suffix}")
+            (open_folder / f"crashed.db{suffix}").chmod(0o644)
+    told = await asyncio.to_thread(read_as_nobody, own, f"sqlite:///{open_folder}/crashed.db")
     assert told.startswith("StoreUnavailable")
     assert "copy both" in told
 

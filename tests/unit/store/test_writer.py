@@ -1,16 +1,20 @@
 """The writer: what it does under pressure, with cancelled callers, and with work that fails."""
 
 import asyncio
+import random
 import sqlite3
 from contextlib import closing
 
 import pytest
+from sqlalchemy import event
 
-from agentd.errors import StoreError, StoreUnavailable
+from agentd.errors import CodecError, StoreError, StoreUnavailable
 from agentd.records import Event
 from agentd.store import SqlStore, schema
 from agentd.store.writer import GROUP
 from agentd.testing.store.examples import SOURCE, agent_state, episode, feedback, revision
+
+noise = random.Random(5)
 
 
 @pytest.fixture
@@ -56,13 +60,10 @@ async def test_a_lock_that_is_held_too_long_makes_the_store_unavailable_not_stuc
 
 async def test_commits_that_were_made_at_once_share_a_transaction(url):
     async with await SqlStore.open(url) as store:
-        begun = []
-        store._writer._engine.sync_engine.dialect  # the engine is there
-        from sqlalchemy import event
-
-        event.listen(store._writer._engine.sync_engine, "commit", lambda connection: begun.append(1))
+        committed = []
+        event.listen(store._writer._engine.sync_engine, "commit", committed.append)
         await asyncio.gather(*(store.commit(Event(kind="x", at=1.0)) for _ in range(3 * GROUP)))
-        assert len(begun) <= 5
+        assert len(committed) <= 5
         assert [one.seq for one in await store.events(limit=1000)] == list(range(1, 3 * GROUP + 1))
 
 
@@ -116,23 +117,16 @@ async def test_under_pressure_the_oldest_traces_go_first_and_no_episode_does(url
     async with await SqlStore.open(url, capacity_bytes=100_000, retry_after=0.05) as store:
         with locked:
             for number in range(20):
-                ran = episode(f"e{number}", revision(1.0), trace=bytes([number]) * 500 + bytes(range(256)) * 3)
-                ran_with_noise = episode(ran.id, revision(1.0), trace=sqlite_noise(number))
-                await store.add_episode(ran_with_noise, feedback(ran.id, 0.5), regime=0)
+                ran = episode(f"e{number}", revision(1.0), trace=noise.randbytes(10_000))
+                await store.add_episode(ran, feedback(ran.id, 0.5), regime=0)
             assert store.dropped["traces"] > 0
             assert store.dropped["episodes"] == 0
         await store.flush()
-        summaries = [summary for summary in reversed(await store.episodes("cartpole"))]
+        summaries = list(reversed(await store.episodes("cartpole")))
         assert [summary.id for summary in summaries] == [f"e{number}" for number in range(20)]
         assert sum(not summary.has_trace for summary in summaries) == store.dropped["traces"]
         assert summaries[-1].has_trace
         assert all(summary.score == 50.0 for summary in summaries)
-
-
-def sqlite_noise(seed):
-    import random
-
-    return random.Random(seed).randbytes(10_000)
 
 
 async def test_a_full_queue_makes_the_caller_wait_until_there_is_room(url, locked):
@@ -152,7 +146,7 @@ async def test_a_full_queue_makes_the_caller_wait_until_there_is_room(url, locke
 async def test_an_episode_larger_than_the_queue_passes_alone(url):
     async with await SqlStore.open(url, capacity_bytes=1000) as store:
         for number in range(3):
-            ran = episode(f"e{number}", revision(1.0), final_observation=sqlite_noise(number).hex())
+            ran = episode(f"e{number}", revision(1.0), final_observation=noise.randbytes(10_000).hex())
             await store.add_episode(ran, None, regime=0)
         await store.flush()
         assert len(await store.episodes("cartpole")) == 3
@@ -170,8 +164,6 @@ async def test_an_episode_that_the_database_refuses_is_dropped_alone(url, tmp_pa
 
 
 async def test_an_episode_that_can_not_be_encoded_is_its_caller_s_error(url):
-    from agentd.errors import CodecError
-
     async with await SqlStore.open(url) as store:
         with pytest.raises(CodecError):
             await store.add_episode(episode("e", revision(1.0), final_observation=object()), None, regime=0)
