@@ -358,12 +358,14 @@ class HostedAgent:
 
     async def _watch(self, normalised: float) -> None:
         """The Shiryaev-Roberts watch on the stable revision, the first included. The caller holds `deciding`."""
-        keeper, releases = self._working()
+        keeper, _ = self._working()
         before = keeper.state.watch or watch.begin(keeper.state.stable)
         after, alarmed = watch.observe(before, normalised, settings=self._watch_settings)
         changes: dict[str, object] = {"watch": after}
-        if watch.survived(after, self._watch_settings) and (keeper.state.stable, keeper.state.regime) not in keeper.state.good:
-            good = (*keeper.state.good, (keeper.state.stable, keeper.state.regime))[-20:]
+        here = (keeper.state.stable, keeper.state.regime)
+        # A revision that merely goes on being bad after the world changed has survived, too; it is good once the score is back.
+        if watch.survived(after, self._watch_settings) and here not in keeper.state.good and not keeper.state.improving:
+            good = (*keeper.state.good, here)[-20:]
             changes |= {"last_good": keeper.state.stable, "good": good}
             event = keeper.event("watch.good", f"{keeper.state.stable[:10]} has held {after.episodes} episodes", revision=keeper.state.stable)
             keeper.tell(*await keeper.commit(event, **changes))
@@ -378,7 +380,8 @@ class HostedAgent:
                 keeper.amend(watch=after)
         if self.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving and self._improver:
             await self._improver.start(f"an episode scored {normalised:.3f}")
-        del releases
+        if self._improver is not None and keeper.state.improving:
+            self._improver.wake()
 
     async def _alarm(self, alarmed: Watch) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""
