@@ -11,23 +11,14 @@ from typing import Any, Self
 import httpx
 
 from agentd.api.tokens import Role, read_token
-from agentd.errors import AgentdError, DaemonUnreachable
+from agentd.cli.context import JsonObject, Refused
+from agentd.errors import DaemonUnreachable
 from agentd.settings import read_address
 
-JSON = dict[str, Any]
+JSON = JsonObject
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 SILENCE = 45.0
 """Seconds without even a heartbeat after which an event stream counts as dead."""
-
-
-class Refused(AgentdError):  # noqa: N818 - the daemon's answer, not a fault of this program
-    """The daemon answered with a problem document (RFC 9457). `problem` is the whole of it."""
-
-    def __init__(self, problem: Mapping[str, Any]) -> None:
-        self.problem = dict(problem)
-        self.status = int(self.problem.get("status", 0))
-        self.kind = str(self.problem.get("type", "")).removeprefix("urn:agentd:")
-        super().__init__(str(self.problem.get("detail") or self.problem.get("title") or "the daemon refused"))
 
 
 class Client:
@@ -53,7 +44,7 @@ class Client:
         """
         address = read_address(state_directory)
         if address is None:
-            raise DaemonUnreachable(str(state_directory), "no daemon runs with this state directory")
+            raise DaemonUnreachable(str(state_directory), "no running daemon has left its address there")
         viewer = read_token(state_directory, Role.VIEWER)
         return cls(address.url, read_token(state_directory) or viewer, viewer_token=viewer, who=who)
 
@@ -73,6 +64,15 @@ class Client:
         await self.aclose()
 
     # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        """Whether agentd answers at all. Raises DaemonUnreachable."""
+        try:
+            answer = await self._http.get("/livez")
+        except httpx.TransportError as error:
+            raise DaemonUnreachable(self.url, str(error) or type(error).__name__) from error
+        if answer.text != "ok\n":
+            raise DaemonUnreachable(self.url, "something else than agentd answers there")
 
     async def status(self) -> JSON:
         """The daemon and all its agents."""

@@ -1,0 +1,220 @@
+"""The verbs that change: they need the daemon, and exit 3 without one."""
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentd.cli import show as views
+from agentd.cli import submission
+from agentd.cli.context import (
+    FAILED,
+    GOING_ON,
+    GOOD,
+    Agent,
+    Config,
+    Json,
+    Reason,
+    State,
+    UsageMistake,
+    Where,
+    finish,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from agentd.cli.client import Client
+
+ENDED = frozenset({"promoted", "rejected", "pruned", "inconclusive", "aborted", "rolled_back"})
+
+Release = Annotated[str | None, typer.Argument(help="The release's id [the one in progress].")]
+Wait = Annotated[
+    str | None, typer.Option("--wait", help='Wait so long for the verdict, such as "10m"; exits 0 promoted, 1 not, 4 still going on.')
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `app`."""
+    for verb in (propose, submit, approve, promote, abort, retry, rollback, pin, pause, resume):
+        app.command(rich_help_panel="Decide")(verb)
+
+
+def _change(where: Where, work: Callable[["Client"], Awaitable[int]]) -> None:
+    async def changing() -> int:
+        async with where.client() as client:
+            return await work(client)
+
+    finish(changing)
+
+
+def _tell(document: Any, sentence: str, *, json: bool) -> int:
+    print_json(document) if json else views.console().print(views.text(sentence))
+    return GOOD
+
+
+def propose(agent: Agent, json: Json = False, config: Config = None, state: State = None) -> None:
+    """Ask the optimizer for a proposal now. `agentd events --follow` tells what comes of it."""
+
+    async def work(client: "Client") -> int:
+        return _tell(await client.propose(agent), f"the optimizer of {agent} is at work", json=json)
+
+    _change(Where(config, state), work)
+
+
+def submit(
+    agent: Agent,
+    file: Annotated[Path, typer.Argument(help="Values by parameter path (.toml, .json), or functions (.py).")],
+    *,
+    note: Annotated[str, typer.Option("--note", "-m", help="Why: kept with the proposal.")] = "",
+    wait: Wait = None,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Propose values yourself. They are validated, screened and tried like any other proposal; `promote` forces them past the canary."""
+    limit = _seconds(wait)
+
+    async def work(client: "Client") -> int:
+        values, written = submission.read(file, await client.parameters(agent))
+        release = await client.submit(agent, values, note=note or written)
+        if limit is None:
+            return _tell(release, f"release {release['id']} of revision {views.short(release['candidate'])} has begun", json=json)
+        return await _await_verdict(client, release, limit, json=json)
+
+    _change(Where(config, state), work)
+
+
+def _seconds(wait: str | None) -> float | None:
+    if wait is None:
+        return None
+    from agentd.configuration import parse_duration  # noqa: PLC0415 - pydantic is slow to import
+
+    try:
+        return parse_duration(wait)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--wait") from error
+
+
+async def _await_verdict(client: "Client", release: dict[str, Any], limit: float, *, json: bool) -> int:
+    import asyncio  # noqa: PLC0415 - only here
+
+    until = time.monotonic() + limit
+    while release["phase"] not in ENDED and time.monotonic() < until:
+        await asyncio.sleep(min(0.5, max(0.0, until - time.monotonic())))
+        release = await client.release(release["id"])
+    print_json(release) if json else views.console().print(views.releases_table([release]))
+    if release["phase"] not in ENDED:
+        return GOING_ON
+    return GOOD if release["phase"] == "promoted" else FAILED
+
+
+def _decide(verb: str, agent: str, release: str | None, reason: str, where: Where, *, json: bool) -> None:
+    async def work(client: "Client") -> int:
+        decided = await client.decide(verb, agent, release or await _in_progress(client, agent), reason=reason)
+        return _tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}", json=json)
+
+    _change(where, work)
+
+
+async def _in_progress(client: "Client", agent: str) -> str:
+    current = (await client.agent(agent))["release"]
+    if current is None:
+        raise UsageMistake(f"{agent} has no release in progress; `agentd history {agent}` lists the ended ones")
+    return str(current["id"])
+
+
+def approve(
+    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+) -> None:
+    """Let a release that awaits approval go on to its canary."""
+    _decide("approve", agent, release, reason, Where(config, state), json=json)
+
+
+def promote(
+    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+) -> None:
+    """Force a screened release past its canary. It is watched against its predecessor's bound, and rolled back if it falls below."""
+    _decide("promote", agent, release, reason, Where(config, state), json=json)
+
+
+def abort(
+    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+) -> None:
+    """End a release; all devices go back to the stable revision."""
+    _decide("abort", agent, release, reason, Where(config, state), json=json)
+
+
+def retry(
+    agent: Agent,
+    release: Annotated[str, typer.Argument(help="The id of an ended release.")],
+    *,
+    reason: Reason = "",
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Try an ended release's proposal again, as a new release."""
+    _decide("retry", agent, release, reason, Where(config, state), json=json)
+
+
+def rollback(
+    agent: Agent,
+    revision: Annotated[str | None, typer.Argument(help="The revision to go back to [the last good one].")] = None,
+    *,
+    reason: Reason = "",
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Serve an earlier revision from the next episode on."""
+
+    async def work(client: "Client") -> int:
+        current = (await client.agent(agent))["state"] or {}
+        target = revision or current.get("last_good")
+        if target is None or target == current.get("stable"):
+            raise UsageMistake(f"there is no other revision of {agent} known to be good; name one: `agentd history {agent}` lists them")
+        status = await client.set_desired(agent, target, reason=reason)
+        return _tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)
+
+    _change(Where(config, state), work)
+
+
+def pin(
+    agent: Agent,
+    revision: Annotated[str, typer.Argument(help="The revision's id, or its beginning.")],
+    *,
+    reason: Reason = "",
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Serve this revision from the next episode on, whatever served before."""
+    rollback(agent, revision, reason=reason, json=json, config=config, state=state)
+
+
+def pause(
+    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+) -> None:
+    """Pause an agent: no more episodes, the plant stays in its safe state. With a release: draw no more of its pairs."""
+    _pause_or_resume("pause", agent, release, reason, Where(config, state), json=json)
+
+
+def resume(
+    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+) -> None:
+    """Go on after `pause`, with the agent or with its release."""
+    _pause_or_resume("resume", agent, release, reason, Where(config, state), json=json)
+
+
+def _pause_or_resume(verb: str, agent: str, release: str | None, reason: str, where: Where, *, json: bool) -> None:
+    if release is not None:
+        _decide(verb, agent, release, reason, where, json=json)
+        return
+
+    async def work(client: "Client") -> int:
+        status = await (client.pause_agent(agent) if verb == "pause" else client.resume_agent(agent))
+        return _tell(status, f"{agent} is {'paused' if status['state']['paused'] else 'running'}", json=json)
+
+    _change(where, work)

@@ -1,0 +1,122 @@
+"""`agentd show`: one thing in detail, found by its name or the beginning of its id."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+
+from agentd.cli import show
+from agentd.cli.context import Reader, Refused
+from agentd.errors import NotFound
+
+JSON = dict[str, Any]
+
+
+async def find(reader: Reader, name: str) -> tuple[str, JSON]:
+    """What `name` is, and its document. Raises NotFound; Ambiguous (or Refused) where a beginning fits several."""
+    if name in {agent["name"] for agent in await reader.agents()}:
+        return "agent", await reader.agent(name) | {"parameters": await reader.parameter_list(name)}
+    for kind, read in (("release", reader.release), ("revision", reader.revision), ("episode", reader.episode)):
+        try:
+            return kind, await read(name)
+        except NotFound:
+            continue
+        except Refused as error:
+            if error.status not in {404, 422}:
+                raise
+    raise NotFound("agent, release, revision or episode", name)
+
+
+def print_details(kind: str, found: JSON) -> None:
+    """The document for people."""
+    out = show.console()
+    {"agent": _agent, "release": _release, "revision": _revision, "episode": _episode}[kind](out, found)
+
+
+def _agent(out: Console, agent: JSON) -> None:
+    show.print_agent(out, agent)
+    out.print(show.text("parameters of the stable revision", "bold"))
+    show.print_parameters(out, agent["parameters"])
+
+
+def _release(out: Console, release: JSON) -> None:
+    out.print(show.releases_table([release]))
+    if release["proposed"]:
+        proposed = release["proposed"]
+        out.print(show.text(f"\nproposed by {proposed['who']} ({proposed['algorithm']})", "bold"))
+        if proposed["reasoning"]:
+            out.print(Padding(show.text(proposed["reasoning"]), (0, 0, 0, 2)))
+        for path, value in proposed["values"].items():
+            if isinstance(value, str) and "\n" in value:
+                out.print(show.text(path, "bold"))
+                out.print(Padding(show.code(value), (0, 0, 0, 2)))
+            else:
+                out.print(show.text(f"{path} = {value!r}"))
+    out.print(show.text("\nwhat happened", "bold"))
+    rows = [(show.when(change["at"]), show.word(change["phase"]), change["who"], change["reason"]) for change in release["history"]]
+    out.print(Padding(show.table(("when", "phase", "who", "reason"), rows), (0, 0, 0, 2)))
+    if release["evidence"]:
+        out.print(show.text("\nevidence", "bold"))
+        pairs = [
+            (
+                position,
+                pair["device"],
+                show.number(pair["reference"]),
+                show.number(pair["candidate"]),
+                show.number(pair["candidate"] - pair["reference"], "+.3f"),
+                pair["guardrail"] or ("candidate aborted" if pair["candidate_aborted"] else ""),
+            )
+            for position, pair in enumerate(release["evidence"], 1)
+        ]
+        heads = ("pair", "device", "stable", "candidate", "difference", "note")
+        out.print(Padding(show.table(heads, pairs, right=("pair", "stable", "candidate", "difference")), (0, 0, 0, 2)))
+
+
+def _revision(out: Console, revision: JSON) -> None:
+    out.print(show.text(f"revision {revision['id']} of {revision['agent']}", "bold"))
+    out.print(show.text(f"source {revision['source']}", "dim"))
+    for origin in revision["provenance"]:
+        parent = f", from {show.short(origin['parent'])}" if origin["parent"] else ""
+        out.print(show.text(f"{show.when(origin['at'])}  by {origin['who']} ({origin['origin']}{parent})  {origin['note']}"))
+    if not revision["values"]:
+        out.print(show.text("all values are the source's defaults"))
+    for path, value in revision["values"].items():
+        if isinstance(value, str) and "\n" in value:
+            out.print(show.text(path, "bold"))
+            out.print(Padding(show.code(value), (0, 0, 0, 2)))
+        else:
+            out.print(show.text(f"{path} = {value!r}"))
+
+
+def _episode(out: Console, episode: JSON) -> None:
+    judged = episode["feedback"] or {}
+    facts = [
+        ("agent", episode["agent"]),
+        ("device", episode["device"]),
+        ("revision", episode["revision"]),
+        ("role", f"{episode['role']}, {episode['purpose']}"),
+        ("started", show.when(episode["started_at"])),
+        ("duration", f"{episode['duration']:.2f} s, {len(episode['steps'])} ticks"),
+        ("outcome", show.word(episode["outcome"])),
+        ("score", show.number(judged.get("score"))),
+        ("feedback", judged.get("text") or judged.get("failed") or "none"),
+        ("error", episode["error"] or episode["reason"] or "none"),
+    ]
+    out.print(show.text(f"episode {episode['id']}", "bold"))
+    out.print(Padding(show.table(("", ""), facts), (0, 0, 0, 2)))
+    steps = episode["steps"]
+    shown = steps if len(steps) <= 12 else [*steps[:6], *steps[-6:]]
+    rows = [
+        (
+            step["tick"],
+            step["observation"],
+            step["action"],
+            show.number(step["reward"], "g"),
+            step["safe"] or "",
+            f"{step['latency'] * 1000:.2f}",
+        )
+        for step in shown
+    ]
+    out.print(show.table(("tick", "observation", "action", "reward", "safe action because", "ms"), rows, right=("tick", "reward", "ms")))
+    if len(shown) < len(steps):
+        out.print(show.text(f"the first and last 6 of {len(steps)} ticks; --json has all", "dim"))

@@ -1,0 +1,142 @@
+"""The verbs about this machine: run, demo, check, new, token, backup."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentd.cli import show as views
+from agentd.cli.context import GOOD, Config, Json, State, UsageMistake, Where, complain, exit_code, finish, note, print_json
+from agentd.errors import AgentdError
+
+CHANGES = ("flip-motor", "flip-gyro", "flip-angle", "long-pole")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `app`."""
+    for verb in (demo, run, check, new, token, backup):
+        app.command(rich_help_panel="Set up")(verb)
+
+
+def demo(
+    *,
+    change: Annotated[str, typer.Option(help=f"How the robot changes: {', '.join(CHANGES)}.")] = CHANGES[0],
+    seed: Annotated[int | None, typer.Option(help="Fixes episode seeds, pair order and the optimizer's generator.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the summary instead of serving until Ctrl-C.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="A litellm model name; again for the next in preference. None: search.")] = None,
+    json: Json = False,
+    state: Annotated[Path | None, typer.Option(help="Where its state is kept [a new folder in the temporary one].")] = None,
+) -> None:
+    """Watch a robot break and agentd recover, in about two minutes: no account, no network, no broker."""
+    if change not in CHANGES:
+        raise typer.BadParameter(f"should be one of {', '.join(CHANGES)}, not {change}", param_hint="--change")
+    from agentd.cli.demo import Options, run_demo  # noqa: PLC0415 - costs what `--help` must not
+
+    code = run_demo(Options(change=change, seed=seed, once=once, json=json, state=state, models=tuple(model or ())))
+    raise typer.Exit(code)
+
+
+def run(
+    *,
+    config: Config = None,
+    state: State = None,
+    agents: Annotated[Path | None, typer.Option(help="The agents directory [its setting].")] = None,
+) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reads the agents directory again."""
+    from agentd.settings import load_settings  # noqa: PLC0415 - pydantic is slow to import
+
+    try:
+        settings = load_settings(config, state_directory=state and state.absolute(), agents=agents and agents.absolute())
+    except AgentdError as error:
+        complain(error)
+        raise typer.Exit(exit_code(error)) from error
+    import agentd.daemon  # noqa: PLC0415 - everything is imported there
+
+    raise typer.Exit(agentd.daemon.run(settings))
+
+
+def check(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Agent folders [those of the agents directory].")] = None,
+    *,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Find what would go wrong: every mistake in every agent.toml, isolation, store, broker, models. Exits 1 if something would."""
+
+    async def work() -> int:
+        from agentd.cli import checks  # noqa: PLC0415 - pydantic is slow to import
+
+        found = await checks.check_all(Where(config, state), folders or [])
+        print_json(checks.as_json(found)) if json else checks.print_findings(views.console(), found)
+        return checks.exit_code(found)
+
+    finish(work)
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="The agent's name, and its folder's.")],
+    *,
+    template: Annotated[str, typer.Option(help="blank, or a ready agent such as cartpole to start from.")] = "blank",
+    into: Annotated[Path, typer.Option("--into", help="The folder to write it into.")] = Path(),
+) -> None:
+    """Write a new agent's folder: agent.toml, controller.py, feedback.py."""
+
+    async def work() -> int:
+        from agentd.cli import scaffold  # noqa: PLC0415 - pydantic is slow to import
+
+        folder = scaffold.write(name, template, into)
+        note(f"wrote {folder}; `agentd check {folder}` finds mistakes, `agentd run --agents {folder.parent}` hosts it")
+        return GOOD
+
+    finish(work)
+
+
+def token(
+    *,
+    viewer: Annotated[bool, typer.Option("--viewer", help="The token that can only read.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="A link to the status page that needs no typing.")] = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Print the operator's token (or the viewer's), which the daemon made at its first start."""
+
+    async def work() -> int:
+        from agentd.api.tokens import Role, read_token, token_path  # noqa: PLC0415 - with the settings
+
+        where = Where(config, state)
+        if link:
+            async with where.client() as client:
+                typer.echo(client.page_url)
+            return GOOD
+        role = Role.VIEWER if viewer else Role.OPERATOR
+        directory = where.settings().state_directory
+        found = read_token(directory, role)
+        if found is None:
+            raise UsageMistake(f"{token_path(directory, role)} is not there, or not yours to read; the daemon makes it at its first start")
+        typer.echo(found)
+        return GOOD
+
+    finish(work)
+
+
+def backup(
+    path: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+    *,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Copy the store, while the daemon uses it, to a file that appears whole or not at all."""
+
+    async def work() -> int:
+        from agentd.store import SqlStore  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+        if path.exists():
+            raise UsageMistake(f"{path} is there already")
+        settings = Where(config, state).settings()
+        async with await SqlStore.open(settings.store_url, read_only=True) as store:
+            await store.backup(path)
+        note(f"the store {settings.shown_store_url} was copied to {path}")
+        return GOOD
+
+    finish(work)

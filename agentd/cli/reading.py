@@ -1,0 +1,267 @@
+"""The verbs that read: from the daemon, or from the store where none answers."""
+
+import json as encoding
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from agentd.cli import details, differences, traces
+from agentd.cli import show as views
+from agentd.cli.context import (
+    FAILED,
+    GOOD,
+    Agent,
+    Config,
+    Json,
+    Limit,
+    State,
+    StoreOption,
+    UsageMistake,
+    Where,
+    finish,
+    print_json,
+    printable,
+)
+from agentd.errors import NotFound
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `app`."""
+    for verb in (status, agents, devices, history, show, diff, episodes, trace, logs, events):
+        app.command(rich_help_panel="Look")(verb)
+
+
+def _read(where: Where, work: Callable[[Any], Awaitable[int]]) -> None:
+    async def reading() -> int:
+        from agentd.cli.offline import open_reader  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+        async with open_reader(where) as reader:
+            return await work(reader)
+
+    finish(reading)
+
+
+def status(
+    agent: Annotated[str | None, typer.Argument(help="One agent, in detail.")] = None,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """What runs, and how well. Exits 1 if an agent has failed or its folder can't be loaded."""
+
+    async def work(reader: Any) -> int:
+        out = views.console()
+        if agent is not None:
+            found = await reader.agent(agent)
+            print_json(found) if json else views.print_agent(out, found)
+            return FAILED if found["health"] == "failed" else GOOD
+        whole = await reader.status()
+        if json:
+            print_json(whole)
+        else:
+            if "pid" in whole:
+                up = views.when(whole["started_at"])
+                out.print(views.text(f"agentd {whole['version']}, pid {whole['pid']}, since {up}, store {whole['store_url']}", "dim"))
+            out.print(
+                views.agents_table(whole["agents"]) if whole["agents"] else views.text("no agent is hosted yet; `agentd new` writes one")
+            )
+            problems = [(item["name"], item["problem"]) for item in whole["agents"] if item["problem"] and item["health"] != "stopped"]
+            for name, problem in [*problems, *whole["broken"].items()]:
+                out.print(views.text(f"{name}: {problem}", "red"))
+        failed = any(item["health"] == "failed" for item in whole["agents"])
+        return FAILED if failed or whole["broken"] else GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def agents(json: Json = False, config: Config = None, state: State = None, store: StoreOption = None) -> None:
+    """All agents, a line each."""
+
+    async def work(reader: Any) -> int:
+        found = await reader.agents()
+        print_json(found) if json else views.console().print(views.agents_table(found))
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def devices(agent: Agent, json: Json = False, config: Config = None, state: State = None) -> None:
+    """The devices that an agent drives now."""
+
+    async def work(reader: Any) -> int:
+        found = (await reader.agent(agent))["devices"]
+        rows = [(device, views.word(status)) for device, status in sorted(found.items())]
+        print_json(found) if json else views.console().print(views.table(("device", "status"), rows))
+        return GOOD
+
+    _read(Where(config, state), work)
+
+
+def history(
+    agent: Agent, *, json: Json = False, limit: Limit = 50, config: Config = None, state: State = None, store: StoreOption = None
+) -> None:
+    """The releases of an agent, newest first: verdict, evidence, who, when, why."""
+
+    async def work(reader: Any) -> int:
+        found = await reader.releases(agent, limit)
+        print_json(found) if json else views.console().print(views.releases_table(found))
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="AGENT|RELEASE|REVISION|EPISODE", help="A name, an id, or the beginning of one.")],
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """An agent with its parameters, a release with its evidence, a revision, or an episode."""
+
+    async def work(reader: Any) -> int:
+        kind, found = await details.find(reader, name)
+        print_json(found) if json else details.print_details(kind, found)
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A revision, an agent (its stable revision) or `source`.")],
+    second: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The same; without it A is compared with its parent or source.")
+    ] = None,
+    *,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """What differs in parameters: `diff AGENT` shows what was learned, `diff A B` compares two revisions."""
+
+    async def work(reader: Any) -> int:
+        comparison = differences.compare(*await differences.sides(reader, first, second))
+        if json:
+            print_json(comparison)
+        else:
+            out = views.console()
+            for line in differences.lines(comparison):
+                out.print(line)
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def episodes(
+    agent: Agent,
+    *,
+    role: Annotated[str | None, typer.Option("--role", help="stable or candidate.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Only of this revision.")] = None,
+    json: Json = False,
+    limit: Limit = 30,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """The episodes of an agent, newest first."""
+    if role not in {None, "stable", "candidate"}:
+        raise typer.BadParameter("should be stable or candidate", param_hint="--role")
+
+    async def work(reader: Any) -> int:
+        found = await reader.episodes(agent, limit, revision=revision, role=role)
+        print_json(found) if json else views.console().print(views.episodes_table(found))
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def trace(
+    episode: Annotated[str, typer.Argument(help="An episode's id, or an agent's name for its newest traced one.")],
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every tick.")] = False,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """Why an episode went as it did: what the program computed, tick by tick."""
+
+    async def work(reader: Any) -> int:
+        names = {agent["name"] for agent in await reader.agents()}
+        key = episode
+        if episode in names:
+            recent = await reader.episodes(episode, 100)
+            key = next((item["id"] for item in recent if item["has_trace"]), "")
+            if not key:
+                raise NotFound("traced episode of the agent", episode)
+        graph = await reader.trace(key)
+        if json:
+            print_json(graph)
+            return GOOD
+        out = views.console()
+        for part in traces.trees(graph, everything=everything):
+            out.print(part)
+        found = await reader.episode(key)
+        judged = found["feedback"] or {}
+        score = f"{judged['score']:.3f}" if judged.get("score") is not None else "none"
+        out.print(views.text(f"{found['outcome']}; score {score}; {judged.get('text') or found['error'] or found['reason']}", "bold"))
+        return GOOD
+
+    _read(Where(config, state, store), work)
+
+
+def logs(agent: Agent, json: Json = False, limit: Limit = 200, config: Config = None, state: State = None) -> None:
+    """What the agent's programs printed and logged, oldest first. Kept by the daemon, so it must run."""
+
+    async def work(reader: Any) -> int:
+        found = await reader.logs(agent, limit)
+        if json:
+            print_json(found)
+        else:
+            for line in found:
+                typer.echo(printable(line))
+        return GOOD
+
+    _read(Where(config, state), work)
+
+
+def events(
+    agent: Annotated[str | None, typer.Argument(help="Only this agent's.")] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens; the daemon must run.")] = False,
+    json: Json = False,
+    limit: Limit = 50,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """What happened, oldest first. With --json --follow: one JSON document a line."""
+    if follow and store is not None:
+        raise typer.BadParameter("a store can't be followed; leave out one of --follow and --store")
+
+    async def work(reader: Any) -> int:
+        out = views.console()
+        found = await reader.events(agent, limit)
+        if json and not follow:
+            print_json(found)
+            return GOOD
+
+        def tell(event: Any) -> None:
+            if json:
+                typer.echo(encoding.dumps(event, ensure_ascii=False))
+            else:
+                out.print(views.event_line(event))
+
+        for event in found:
+            tell(event)
+        if follow:
+            if not hasattr(reader, "follow"):
+                raise UsageMistake("there is no daemon whose events could be followed")
+            async for event in reader.follow(agent, after=found[-1]["seq"] if found else 0):
+                tell(event)
+        return GOOD
+
+    _read(Where(config, state, store), work)

@@ -1,0 +1,214 @@
+"""Documents for people: tables and words. What came from an agent is data: never markup, never control characters."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from agentd.cli.context import printable
+
+JSON = Mapping[str, Any]
+BARS = "▁▂▃▄▅▆▇█"
+PIPE_WIDTH = 200
+STYLES = {
+    "ok": "green",
+    "ready": "green",
+    "promoted": "green",
+    "failed": "bold red",
+    "rejected": "red",
+    "rolled_back": "red",
+    "aborted": "red",
+    "lost": "red",
+    "degraded": "yellow",
+    "pruned": "yellow",
+    "inconclusive": "yellow",
+    "stopped": "dim",
+}
+
+
+def console() -> Console:
+    """Standard output; wide where nobody's terminal bounds it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def text(value: Any, style: str = "") -> Text:
+    """`value` as it is, whatever it contains."""
+    return Text(printable("" if value is None else str(value)), style=style)
+
+
+def word(value: str) -> Text:
+    """A state or verdict, in its colour."""
+    return text(value.replace("_", " "), STYLES.get(value, ""))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
+    """A plain table; the columns named in `right` hold numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        made.add_column(head, justify="right" if head in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    return made
+
+
+def short(identity: str | None) -> str:
+    """The beginning of a revision's id."""
+    return identity[:10] if identity else "-"
+
+
+def when(at: float | None) -> str:
+    """A Unix time as this machine's date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else "-"
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def sparkline(scores: Sequence[float | None], width: int = 40) -> str:
+    """The latest scores on [0, 1] as bars, oldest first."""
+    known = [score for score in scores if score is not None]
+    return "".join(BARS[max(0, min(len(BARS) - 1, int(score * len(BARS))))] for score in known[-width:])
+
+
+def agents_table(agents: Iterable[JSON]) -> Table:
+    """A line for each agent."""
+    rows = []
+    for agent in agents:
+        state, release = agent.get("state") or {}, agent.get("release")
+        recent = agent["recent"][-10:]
+        score = number(sum(recent) / len(recent)) if recent else "-"
+        doing = f"{release['phase']} of {short(release['candidate'])}, {release['pairs']} pairs" if release else "-"
+        health = "paused" if state.get("paused") else agent["health"]
+        rows.append((agent["name"], word(health), agent["mode"], short(state.get("stable")), score, sparkline(agent["recent"], 24), doing))
+    return table(("agent", "health", "mode", "stable", "score", "recent", "release"), rows, right=("score",))
+
+
+def print_agent(out: Console, agent: JSON) -> None:
+    """One agent, all that an operator asks first."""
+    state = agent.get("state") or {}
+    watch = state.get("watch") or {}
+    if watch.get("alarmed"):
+        watching = "alarm"
+    elif watch.get("bound") is not None:
+        watching = f"at least {watch['bound']:.3f} expected, {watch['episodes']} episodes seen"
+    else:
+        watching = f"burn-in, {watch.get('episodes', 0)} episodes seen"
+    facts: list[tuple[str, Any]] = [
+        ("health", word(agent["health"])),
+        ("problem", agent["problem"] or "none"),
+        ("mode", agent["mode"] + (", paused" if state.get("paused") else "")),
+        ("stable", state.get("stable")),
+        ("last good", state.get("last_good") or "none yet"),
+        ("scores", f"{sparkline(agent['recent'], 60)} {number(agent['recent'][-1]) if agent['recent'] else 'none yet'}"),
+        ("watch", watching),
+        ("regime", state.get("regime", 0)),
+        ("devices", ", ".join(f"{device}: {status}" for device, status in agent["devices"].items()) or "none"),
+        ("optimizer", agent["optimizer"] or "-"),
+    ]
+    if agent["runner_session"]:
+        runner = f"pid {agent['runner_pid']}, session {agent['runner_session']}{', adopted' if agent['runner_adopted'] else ''}"
+        facts += [
+            ("runner", runner),
+            ("isolation", f"level {agent['isolation']}"),
+            ("episodes", f"{agent['episodes']} since the daemon started"),
+        ]
+    out.print(text(agent["name"], "bold"))
+    out.print(Padding(table(("", ""), facts), (0, 0, 0, 2)))
+    if agent["release"]:
+        out.print(text("release in progress", "bold"))
+        out.print(Padding(releases_table([agent["release"]]), (0, 0, 0, 2)))
+
+
+def releases_table(releases: Iterable[JSON]) -> Table:
+    """The history of releases: what became of each, and on what evidence."""
+    rows = []
+    for release in releases:
+        last = release["history"][-1] if release["history"] else {}
+        verdict = word(release["phase"])
+        if release["forced"]:
+            verdict.append(" (forced)")
+        if release["kind"] != "proposal":
+            verdict.append(f" ({release['kind']})")
+        reason = release["reason"] or last.get("reason", "")
+        rows.append(
+            (
+                when(release["ended_at"] or release["begun_at"]),
+                release["id"],
+                short(release["candidate"]),
+                verdict,
+                release["stage"] or "-",
+                release["pairs"],
+                number(release["difference"], "+.3f"),
+                number(release["e_value"], ".3g"),
+                last.get("who", "agentd"),
+                reason,
+            )
+        )
+    heads = ("when", "release", "candidate", "verdict", "stage", "pairs", "difference", "e-value", "who", "reason")
+    return table(heads, rows, right=("pairs", "difference", "e-value"))
+
+
+def episodes_table(episodes: Iterable[JSON]) -> Table:
+    """A line for each episode."""
+    rows = [
+        (
+            when(episode["started_at"]),
+            episode["id"],
+            episode["device"],
+            short(episode["revision"]),
+            episode["role"],
+            episode["purpose"],
+            word(episode["outcome"]),
+            episode["ticks"],
+            number(episode["score"]),
+            episode["safe_actions"] or "",
+            episode["error"] or episode["feedback"] or episode["reason"],
+        )
+        for episode in episodes
+    ]
+    heads = ("started", "episode", "device", "revision", "role", "purpose", "outcome", "ticks", "score", "safe", "feedback")
+    return table(heads, rows, right=("ticks", "score", "safe"))
+
+
+def event_line(event: JSON) -> Text:
+    """An event on a line of its own."""
+    line = text(when(event["at"]), "dim")
+    line.append_text(text(f"  {event['agent'] or '-':<14}"))
+    line.append_text(text(f"  {event['kind']:<22}", "bold"))
+    line.append_text(text(f"  {event['message']}".replace("\n", " ")))
+    if event["who"] != "agentd":
+        line.append_text(text(f"  ({event['who']})", "dim"))
+    return line
+
+
+def print_parameters(out: Console, parameters: Iterable[JSON]) -> None:
+    """Parameters with their values; code and long texts on lines of their own."""
+    for parameter in parameters:
+        changed = "" if parameter["value"] == parameter["default"] else "  changed"
+        head = text(parameter["path"], "bold")
+        head.append_text(text(f"  {parameter['kind']}", "dim"))
+        head.append_text(text(changed, "yellow"))
+        value = parameter["value"]
+        if parameter["kind"] == "code":
+            out.print(head)
+            out.print(Padding(code(str(value)), (0, 0, 1, 2)))
+        elif isinstance(value, str) and "\n" in value:
+            out.print(head)
+            out.print(Padding(text(value), (0, 0, 1, 2)))
+        else:
+            head.append_text(text(f"  = {value!r}"))
+            out.print(head)
+
+
+def code(source: str) -> Syntax:
+    """Python, coloured."""
+    return Syntax(printable(source).rstrip("\n"), "python", theme="ansi_dark", background_color="default", word_wrap=True)
