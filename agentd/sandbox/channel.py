@@ -5,7 +5,9 @@ one timer per channel, armed anew only when it fires, rather than one per call.
 """
 
 import asyncio
+import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -27,6 +29,9 @@ from agentd.sandbox.wire import (
 )
 
 
+_NUMBERS = struct.Struct("256I")
+
+
 class _Call(NamedTuple):
     number: int
     message: bytes
@@ -45,7 +50,7 @@ class Channel:
         self._socket = connection
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._number = 0
+        self._numbers: list[int] = []
         self._current: _Call | None = None
         self._waiting: deque[_Call] = deque()  # bounded by the devices of an agent: each has at most one call
         self._outgoing: Iterator[bytes | memoryview] | None = None
@@ -61,9 +66,10 @@ class Channel:
         self._loop.add_reader(connection, self._read)
 
     def next_number(self) -> int:
-        """The number of the next call."""
-        self._number += 1
-        return self._number
+        """The number of the next call. It can't be guessed, so that a worker can't answer what it has not been asked yet."""
+        if not self._numbers:
+            self._numbers = list(_NUMBERS.unpack(os.urandom(_NUMBERS.size)))
+        return self._numbers.pop()
 
     def call(self, number: int, message: bytes, timeout: float) -> asyncio.Future[Value]:
         """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.

@@ -23,6 +23,7 @@ from agentd.sandbox.telltale import Attempt, Telltale
 from agentd.sandbox.wire import (
     FRAGMENTED,
     MAX_ERROR_MESSAGE,
+    MAX_MESSAGE,
     MAX_PACKET,
     MAX_TRACEBACK,
     Answer,
@@ -163,7 +164,10 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
         value = program.load(request) if isinstance(request, Load) else program.handle(request)
         if telltale is not None:
             telltale.tell()
-        return codec.encode(Answer(request.id, value))
+        reply = codec.encode(Answer(request.id, value))
+        if len(reply) > MAX_MESSAGE:
+            raise CodecError(f"an answer of {len(reply)} bytes, where at most {MAX_MESSAGE} can travel")
+        return reply
     except MemoryError as error:
         reserve.clear()
         _forget_locals(error.__traceback__)

@@ -143,7 +143,9 @@ def program(text: str, entrypoint: str) -> Source:
     return Source(digest="d", files={"program.py": text}, entrypoint=f"program:{entrypoint}")
 
 
-async def start(zygote: Zygote, text: str, entrypoint: str, *, step_timeout: float = 5.0, on_log: Any = None, **values: Any) -> PolicyWorker:
+async def start(
+    zygote: Zygote, text: str, entrypoint: str, *, step_timeout: float = 5.0, on_log: Any = None, **values: Any
+) -> PolicyWorker:
     limits = Limits(step_timeout=step_timeout, load_timeout=30.0, allowed_imports=MODULES)
     source = program(text, entrypoint)
     revision = make_revision("attacker", source.digest, values)

@@ -353,4 +353,3 @@ async def test_the_attack_fails_and_the_next_worker_serves(zygote: Zygote, which
 @pytest.mark.parametrize("which", attack.unlocked, ids=lambda which: which.name)
 async def test_the_same_attack_succeeds_where_nothing_is_locked(unlocked_zygote: Zygote, which: Attack, tmp_path: Path) -> None:
     await assert_succeeds(unlocked_zygote, which, tmp_path)
-
