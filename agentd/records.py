@@ -568,6 +568,8 @@ class Release(Record):
     """NO_WORSE only: the last revision that was promoted as better. Every second pair runs against it."""
     anchor_pairs: int = 0
     """Pairs against the anchor; `pairs` and the sums are without them."""
+    silent: int = 0
+    """Single episodes that nobody answered."""
     tests: dict[str, Test] = {}
     """The further tests by name (agentd.release.evidence)."""
     history: tuple[Change, ...] = ()

@@ -220,7 +220,7 @@ def bench_size(runs):
                 "",
             ]
         )
-    header = ["world", "equal, promoted", "worse by 3%, promoted", "equal, rejected for harm", "peeked t-test, equal promoted"]
+    header = ["world", "equal, promoted", "worse by 3%, promoted", "equal, rejected", "peeked t-test, equal promoted"]
     table(f"Size: {runs} runs of {PAIRS} pairs, looked at after each, alpha 5%, pruning and guardrails off", header, rows)
     print(f"\nFixed-horizon Mann-Whitney, looked at once after {PAIRS} pairs: {share(mann_whitney(random, runs, 0.0))} equal promoted.")
 

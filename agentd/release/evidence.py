@@ -11,7 +11,7 @@ For BETTER the boundary of the null is a difference of 0. For NO_WORSE it is -ma
 
 Single episodes enter as Z = (Y - c) (A/p - (1 - A)/(1 - p)): Y the score, A whether the candidate ran, p the probability with which it was
 drawn, c the running mean of what came before, which takes out the variance of the level (as ville's BettingABTest does). E[Z] is the mean
-difference whatever c, and |Z| <= 1/min(p, 1 - p).
+difference whatever c, and |Z| <= 1/min(p, 1 - p). Whether somebody answered is compared in the same way.
 """
 
 from collections.abc import Mapping
@@ -101,6 +101,7 @@ def count(release: Release, evidence: Pair | Single) -> Release:
     return msgspec.structs.replace(
         release,
         pairs=release.pairs + 1,
+        silent=release.silent + (evidence.score is None),
         reference_sum=release.reference_sum + centre + reference,
         candidate_sum=release.candidate_sum + centre + candidate,
         reference_episodes=release.reference_episodes + (not by_candidate),
@@ -122,7 +123,8 @@ def differences(release: Release, evidence: Pair | Single) -> dict[str, float]:
         return found
     _, reference, candidate = _shares(release, evidence)
     weight = _weight(evidence)
-    answered = 0.5 if evidence.score is not None else -0.5
+    answering = 1.0 - release.silent / release.pairs if release.pairs else 1.0
+    answered = (evidence.score is not None) - answering
     metrics = {name: (value - 0.5) * weight for name, value in evidence.metrics.items()}
     return {"": candidate - reference, FEWER_ANSWERS: answered * weight} | metrics
 

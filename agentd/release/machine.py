@@ -239,6 +239,7 @@ _COUNTERS = (
     "candidate_episodes",
     "reference_aborted",
     "candidate_aborted",
+    "silent",
 )
 
 

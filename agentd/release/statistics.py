@@ -29,6 +29,7 @@ PRIOR_VARIANCE = 1.0 / 16.0
 pair on, and a spread, so that a few equal values don't make it reckless. Any value is valid, since a bet may be anything that doesn't look
 ahead; these were chosen by simulation (benchmarks/bench_statistics.py)."""
 
+_SMALLEST_LEVEL = 1e-9
 _LARGEST_LOG = 700.0  # exp() of more than this is no float
 
 
@@ -293,10 +294,11 @@ class OnlineAlpha:
 
     @property
     def level(self) -> float:
-        """The level of the next test."""
+        """The level of the next test; next to nothing, but never 0, where more was spent than `alpha` (it was lowered since)."""
         count = len(self.spent)
         owed = sum(level * min(self.decay ** (count - j), earned) for j, (level, earned) in enumerate(self.spent))
-        return min(self.share * max(self.alpha - owed, 0.0) * (self.decay * self.promotions + 1.0), self.alpha)
+        granted = self.share * (self.alpha - owed) * (self.decay * self.promotions + 1.0)
+        return min(max(granted, _SMALLEST_LEVEL), self.alpha)
 
     def update(self, *, promoted: bool, level: float | None = None) -> Self:
         """After a test at `level` (the one this object gave, unless another was used) that ended in a promotion, or not."""

@@ -173,7 +173,7 @@ def test_where_the_old_revision_is_still_good_it_was_a_regression(was, fell_to, 
 def test_where_the_old_revision_is_no_better_it_was_drift_and_that_takes_few_pairs(was, fell_to, deviation):
     found = [probed(was, fell_to, fell_to, deviation, seed) for seed in range(20)]
     assert [cause for cause, _ in found].count(watch.Cause.DRIFT) >= 19
-    assert np.median([pairs for _, pairs in found]) <= 20
+    assert np.median([pairs for _, pairs in found]) <= 30
 
 
 def test_an_aborted_or_rejected_probe_means_drift():
