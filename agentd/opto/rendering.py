@@ -57,15 +57,26 @@ class Renderer:
 
     def problem(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str) -> str:
         """The whole problem: what all cases share, then each case."""
-        parts = [self._section(Section.INSTRUCTION, objective)]
-        parts.append(self._section(Section.DOCUMENTATION, "\n".join(self._documentation())))
-        parts.append(self._section(Section.VARIABLES, "\n".join(self._variable(parameter, values) for parameter in parameters)))
-        parts.append(self._section(Section.CONSTRAINTS, "\n".join(filter(None, map(_constraint, parameters)))))
+        parts = [self.shared(parameters, values, objective, self._section(Section.DOCUMENTATION, "\n".join(self._documentation())))]
         for number, problem in enumerate(self._problems, 1):
             if len(self._problems) > 1:
                 parts.append(f"## Case {number} of {len(self._problems)}")
             parts.extend(self._case(problem))
         return "\n\n".join(part for part in parts if part)
+
+    def shared(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str, documentation: str = "") -> str:
+        """What does not depend on the runs: the task, the variables and their constraints."""
+        parts = (
+            self._section(Section.INSTRUCTION, objective),
+            documentation,
+            self._section(Section.VARIABLES, "\n".join(self._variable(parameter, values) for parameter in parameters)),
+            self._section(Section.CONSTRAINTS, "\n".join(filter(None, map(_constraint, parameters)))),
+        )
+        return "\n\n".join(part for part in parts if part)
+
+    def feedback(self, problem: Problem) -> str:
+        """The section with a run's score and words."""
+        return self._section(Section.FEEDBACK, self._feedback(problem))
 
     def memory(self, entries: Sequence[MemoryEntry], parameters: Sequence[Parameter], values: Mapping[str, Value]) -> str:
         """Earlier attempts with scores and fates, each as what differs from the current values."""
@@ -93,7 +104,7 @@ class Renderer:
             yield self._section(Section.INPUTS, self.fenced(inputs) if (inputs := "\n".join(view.inputs())) else "")
             yield self._section(Section.OTHERS, self.fenced(others) if (others := "\n".join(view.others())) else "")
             yield self._section(Section.OUTPUTS, self.fenced(output) if (output := "\n".join(view.output())) else "")
-        yield self._section(Section.FEEDBACK, self._feedback(problem))
+        yield self.feedback(problem)
 
     def _feedback(self, problem: Problem) -> str:
         feedback = problem.feedback

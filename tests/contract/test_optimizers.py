@@ -4,20 +4,21 @@ import json
 
 from agentd.opto.contract import LlmReply
 from agentd.opto.hybrid import Hybrid
+from agentd.opto.opro import OPRO
 from agentd.opto.optoprime import OptoPrime
 from agentd.opto.search import Search
+from agentd.opto.textgrad import TextGrad
 from agentd.testing.optimizers import OptimizerContract
 
 
 class Model:
     """Proposes a fixed change, and another when it is told to."""
 
-    def __init__(self, parameters):
-        self._names = {parameter.path for parameter in parameters}
-
     async def complete(self, request):
         asked = len(request.messages) > 2
-        values = {"gain": -4 if asked else 4} if "gain" in self._names else {"prompt": "Be quick." if asked else "Think first."}
+        names = request.schema["properties"]["suggestion"]["properties"]
+        answers = {"gain": -4 if asked else 4, "prompt": "Be quick." if asked else "Think first.", "steps": 5, "mode": "fast"}
+        values = {name: answers[name] for name in names}
         return LlmReply(text=json.dumps({"reasoning": "", "suggestion": values}), model="scripted")
 
 
@@ -31,7 +32,23 @@ class TestOptoPrime(OptimizerContract):
         return OptoPrime(context, llm, screen)
 
     def make_llm(self, parameters):
-        return Model(parameters)
+        return Model()
+
+
+class TestOPRO(OptimizerContract):
+    def make(self, context, llm, screen):
+        return OPRO(context, llm, screen)
+
+    def make_llm(self, parameters):
+        return Model()
+
+
+class TestTextGrad(OptimizerContract):
+    def make(self, context, llm, screen):
+        return TextGrad(context, llm, screen)
+
+    def make_llm(self, parameters):
+        return Model()
 
 
 class TestHybridWithoutModel(OptimizerContract):
@@ -46,4 +63,4 @@ class TestHybridWithModel(OptimizerContract):
         )
 
     def make_llm(self, parameters):
-        return Model(parameters)
+        return Model()

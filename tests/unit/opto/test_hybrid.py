@@ -75,7 +75,7 @@ async def test_with_text_only_the_models_failure_is_the_answer(make_context, mak
 
 async def test_with_text_only_and_no_model_it_says_what_is_missing(make_context, make_problem, answers):
     context = make_context(PROMPT)
-    with pytest.raises(OptimizerError, match="no model is configured.*name a model"):
+    with pytest.raises(OptimizerError, match=r"no model is configured.*name a model"):
         await Hybrid(context, answers()).propose([make_problem(context)], [], 1)
 
 
