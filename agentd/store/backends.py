@@ -206,7 +206,9 @@ class Sqlite:
     async def reclaim(self, connection: AsyncConnection) -> bool:
         free = (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one()
         if free:
-            (await connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_RECLAIM_PAGES})")).close()
+            # As a script, because each step of the pragma frees one page and the driver takes only one of an ordinary statement.
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.executescript(f"PRAGMA incremental_vacuum({_RECLAIM_PAGES})")
         return bool(free > _RECLAIM_PAGES)
 
 

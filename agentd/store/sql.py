@@ -9,7 +9,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 import msgspec
-from sqlalchemy import Table, select
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agentd.clock import Clock, SystemClock
@@ -116,12 +116,7 @@ class SqlStore(Reader):
         return self._writer_or_none.queued if self._writer_or_none else 0
 
     async def begin_epoch(self) -> int:
-        async def begin(transaction: Transaction) -> int:
-            epoch = await _read_epoch(transaction) + 1
-            await transaction.upsert(schema.facts, [{"name": "epoch", "value": epoch}], key="name")
-            return epoch
-
-        self._epoch = await self._writer.run(begin)
+        self._epoch = await self._writer.run(Transaction.begin_epoch)
         return self._epoch
 
     async def commit(self, *records: Durable) -> tuple[Event, ...]:
@@ -183,13 +178,8 @@ class SqlStore(Reader):
 
     async def _check_epoch(self, transaction: Transaction) -> None:
         """A daemon that was superseded must not write: the newer one decides from what it read when it began."""
-        if self._epoch is not None and (newest := await _read_epoch(transaction)) != self._epoch:
+        if self._epoch is not None and (newest := await transaction.epoch()) != self._epoch:
             raise StoreError(f"{self._name} belongs to a newer daemon (epoch {newest}; ours was {self._epoch})")
-
-
-async def _read_epoch(transaction: Transaction) -> int:
-    statement = select(schema.facts.c.value).where(schema.facts.c.name == "epoch")
-    return (await transaction.connection.execute(statement)).scalar() or 0
 
 
 async def _append(transaction: Transaction, events: Collection[Event]) -> tuple[Event, ...]:

@@ -39,6 +39,20 @@ class Transaction:
         self.connection = connection
         self._backend = backend
         self._head: tuple[int, bytes] | None = None
+        self._epoch: int | None = None
+
+    async def epoch(self) -> int:
+        """The number of the newest daemon's life; 0 before the first."""
+        if self._epoch is None:
+            statement = select(schema.facts.c.value).where(schema.facts.c.name == "epoch")
+            self._epoch = (await self.connection.execute(statement)).scalar() or 0
+        return self._epoch
+
+    async def begin_epoch(self) -> int:
+        """The number of a new life."""
+        self._epoch = await self.epoch() + 1
+        await self.upsert(schema.facts, [{"name": "epoch", "value": self._epoch}], key="name")
+        return self._epoch
 
     async def head(self) -> tuple[int, bytes]:
         """Sequence number and hash of the newest event."""
