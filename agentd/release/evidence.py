@@ -129,7 +129,7 @@ def differences(release: Release, evidence: Pair | Single) -> dict[str, float]:
     return {"": candidate - reference, FEWER_ANSWERS: answered * weight} | metrics
 
 
-def test(release: Release, found: Mapping[str, float], *, learning: bool) -> Release:
+def weigh(release: Release, found: Mapping[str, float], *, learning: bool) -> Release:
     """The release with `found` (of `differences`) in its tests. `learning` only teaches them how to bet."""
 
     def advanced(test: BettingTest, about: str) -> Test:

@@ -258,9 +258,9 @@ def _seen(release: Release) -> int:
 def _test(release: Release, found: Mapping[str, float], *, at: float) -> Release:
     phase = release.paused_from if release.phase is Phase.PAUSED else release.phase
     if phase is Phase.CONFIRMATION or release.selection.n >= _selection_pairs(release):
-        tested = weighing.test(release, found, learning=False)
+        tested = weighing.weigh(release, found, learning=False)
         return tested if phase is Phase.CONFIRMATION else _confirm(tested, at=at)
-    learned = weighing.test(release, found, learning=True)
+    learned = weighing.weigh(release, found, learning=True)
     selected = msgspec.structs.replace(learned, selection=_selected(release, found))
     return _confirm(selected, at=at) if selected.selection.n >= _selection_pairs(release) and not _hopeless(selected) else selected
 
