@@ -103,6 +103,8 @@ class Runners:
         return runner
 
     async def aclose(self):
+        for log in self.state.glob("runners/*.log"):
+            print(log.read_text())  # noqa: T201 - pytest shows it with a failure
         for runner in self._open:
             await runner.abandon()
             with contextlib.suppress(ProcessLookupError):

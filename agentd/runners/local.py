@@ -42,6 +42,7 @@ __all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "
 
 CONNECT_TIMEOUT = 5.0
 START_TIMEOUT = 60.0
+_REPLACE_TIMEOUT = 10.0
 MAX_WAITING = 4096
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 """Of the daemon's environment: no keys, ever."""
@@ -68,6 +69,7 @@ class LocalRunner:
     Attributes:
         session: the runner's life.
         adopted: whether it was there already, left by an earlier daemon.
+        replaced: why a runner that was there had to be ended; empty if there was none, or if it was adopted.
         isolation: what its workers are isolated with.
         stable: the revision that it serves; None for a fresh one.
         devices: its devices when the connection was made; later ones come with `DevicesChanged`.
@@ -85,6 +87,7 @@ class LocalRunner:
         self._listening = asyncio.create_task(self._listen(), name=f"runner-{paths.agent}")
         self.dropped = 0
         self.adopted = False
+        self.replaced = ""
         self._welcome: Welcome
 
     @classmethod
@@ -107,46 +110,44 @@ class LocalRunner:
         paths = RunnerPaths.under(state_directory, spec.agent.name)
         wanted = fingerprint(spec, broker)
         holder = _holder(paths)
+        replaced = ""
         if holder is not None:
-            runner = await cls._adopt(paths, epoch)
-            if runner is not None and runner._welcome.fingerprint == wanted:  # noqa: SLF001 - its own class
-                runner.adopted = True
-                return runner
-            if runner is not None:
-                await runner.drain(10.0)
+            try:
+                runner = await cls._connect(paths, epoch)
+            except Fenced:
+                raise
+            except RunnerError as error:
+                replaced = str(error)
+            else:
+                if runner._welcome.fingerprint == wanted:  # noqa: SLF001 - its own class
+                    runner.adopted = True
+                    return runner
+                replaced = "it was started with another specification"
+                await runner.drain(_REPLACE_TIMEOUT)
+                await runner.abandon()
             await _end(paths, holder, clock)
         setup = Setup(spec=spec.model_dump_json(by_alias=True).encode(), fingerprint=wanted, broker=broker, seed=seed)
         await asyncio.to_thread(_start, paths, setup)
         runner = await cls._connect(paths, epoch)
-        if runner is None:
-            raise RunnerError(f"the runner of {paths.agent} started, but doesn't answer; see {paths.log}")
+        runner.replaced = replaced
         return runner
 
     @classmethod
-    async def _adopt(cls, paths: RunnerPaths, epoch: int) -> Self | None:
-        try:
-            return await cls._connect(paths, epoch)
-        except Fenced:
-            raise
-        except RunnerError:
-            return None  # it speaks another version
-
-    @classmethod
-    async def _connect(cls, paths: RunnerPaths, epoch: int) -> Self | None:
-        """A conversation with a runner that answers in time, else None."""
+    async def _connect(cls, paths: RunnerPaths, epoch: int) -> Self:
+        """A conversation with the runner. Raises Fenced, or RunnerError when it doesn't answer in time or as this version does."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 with short(paths.socket) as path:
                     reader, writer = await asyncio.open_unix_connection(path)
-        except (OSError, TimeoutError):
-            return None
+        except (OSError, TimeoutError) as error:
+            raise RunnerError(f"the runner of {paths.agent} can't be reached ({error!r}); see {paths.log}") from error
         runner = cls(reader, writer, paths)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 welcome = await runner._ask(Hello(epoch=epoch))
         except TimeoutError:
             await runner.abandon()
-            return None
+            raise RunnerError(f"the runner of {paths.agent} doesn't answer; see {paths.log}") from None
         except BaseException:
             await runner.abandon()
             raise

@@ -1,19 +1,43 @@
 """A runner on Gymnasium, through the daemon's handle: real processes, real sandbox."""
 
+import asyncio
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
-from agentd.errors import Fenced, LoadError, RunnerError
+from agentd.errors import Fenced, LoadError, PlantError, RunnerError
 from agentd.records import Outcome, PairPlan, Purpose, Role
 from agentd.runners.local import Counted, Finished, Happened, Log, Lost
 
 BALANCE = """
     class Controller:
         def reset(self, seed):
-            print("reset")
+            print("here we go")
 
         def act(self, observation):
             x, v, angle, spin = observation
             return 1 if angle + 0.5 * spin + 0.05 * x + 0.1 * v > 0 else 0
+"""
+RAISES_AT_TICK_7 = """
+    class Controller:
+        def reset(self, seed):
+            self.tick = 0
+
+        def act(self, observation):
+            self.tick += 1
+            if self.tick == 8:
+                raise ZeroDivisionError("seven was too many")
+            return self.tick % 2
+"""
+HANGS_AT_TICK_3 = RAISES_AT_TICK_7.replace("self.tick == 8", "self.tick == 4").replace(
+    'raise ZeroDivisionError("seven was too many")', "while True: pass"
+)
+ANSWERS = """
+    class Controller:
+        def act(self, observation):
+            return {answer}
 """
 
 
@@ -29,17 +53,333 @@ async def told(runner, kind, where=lambda _: True):
             return message
 
 
-async def test_a_stable_revision_runs_episode_after_episode(runners, make_spec, make_program):
-    runner = await runners.start(make_spec())
-    source, revision = make_program(BALANCE)
+async def episode(runner, where=lambda _: True):
+    return (await told(runner, Finished, lambda message: where(message.episode))).episode
+
+
+async def event(runner, kind):
+    return (await told(runner, Happened, lambda message: message.event.kind == kind)).event
+
+
+async def served(runners, spec, program, **options):
+    """A runner that serves a program as its stable revision."""
+    runner = await runners.start(spec, **options)
+    source, revision = program
     await runner.load(source, revision)
     await runner.route(revision.id)
-    first = (await told(runner, Finished)).episode
-    second = (await told(runner, Finished)).episode
+    return runner
+
+
+def plan(stable, candidate, *, id="pair-1", order=(Role.CANDIDATE, Role.STABLE), device="sim-1", seed=42):
+    return PairPlan(
+        id=id, release="r", agent="cartpole", device=device, order=order, reference=stable.id, candidate=candidate.id, seed=seed
+    )
+
+
+async def test_a_stable_revision_runs_episode_after_episode(runners, make_spec, make_program):
+    runner = await served(runners, make_spec(), make_program(BALANCE))
+    first, second = await episode(runner), await episode(runner)
     assert (first.outcome, first.role, first.purpose) == (Outcome.FINISHED, Role.STABLE, Purpose.NORMAL)
     assert [step.tick for step in first.steps] == list(range(50))
     assert first.steps[-1].truncated
     assert first.seed != second.seed
     assert first.safe_actions == 0
     assert first.trace
+    assert first.session == runner.session
     assert not runner.adopted
+
+
+async def test_equal_seeds_make_equal_episodes(runners, make_spec, make_program):
+    once = await episode(await served(runners, make_spec(), make_program(BALANCE), seed=7))
+    other = make_spec(agent={"name": "again", "entrypoint": "controller:Controller"})
+    again = await episode(await served(runners, other, make_program(BALANCE, agent="again"), seed=7))
+    assert once.seed == again.seed
+    assert [step.observation for step in once.steps] == [step.observation for step in again.steps]
+
+
+async def test_what_a_program_prints_and_what_was_counted_is_told(runners, make_spec, make_program):
+    runner = await served(runners, make_spec(), make_program(BALANCE))
+    assert "here we go" in (await told(runner, Log)).lines
+    deltas = (await told(runner, Counted)).deltas
+    assert sum(count for name, count in deltas.items() if name.startswith("step_duration.stable.")) > 0
+
+
+async def test_a_program_that_raises_while_it_is_loaded_says_where(runners, make_spec, make_program):
+    runner = await runners.start(make_spec())
+    with pytest.raises(LoadError) as raised:
+        await runner.load(*make_program("import math\nraise ValueError('not today')"))
+    assert "not today" in raised.value.traceback
+
+
+async def test_a_revision_that_is_not_loaded_can_not_be_routed(runners, make_spec, make_program):
+    runner = await runners.start(make_spec())
+    with pytest.raises(RunnerError, match="not loaded"):
+        await runner.route(make_program(BALANCE)[1].id)
+
+
+async def test_the_stable_revision_can_not_be_retired(runners, make_spec, make_program):
+    program = make_program(BALANCE)
+    runner = await served(runners, make_spec(), program)
+    with pytest.raises(RunnerError, match="stable"):
+        await runner.retire(program[1].id)
+
+
+@pytest.mark.parametrize("order", [(Role.CANDIDATE, Role.STABLE), (Role.STABLE, Role.CANDIDATE)])
+async def test_a_pair_runs_in_the_order_of_its_plan_with_one_seed(runners, make_spec, make_program, order):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1], order=order))
+    halves = [await episode(runner, lambda one: one.purpose is Purpose.PAIR) for _ in range(2)]
+    assert tuple(half.role for half in halves) == order
+    assert {half.seed for half in halves} == {42}
+    assert {half.pair for half in halves} == {"pair-1"}
+    assert {half.role: half.revision for half in halves} == {Role.STABLE: program[1].id, Role.CANDIDATE: candidate[1].id}
+    assert halves[0].steps[0].observation == halves[1].steps[0].observation
+
+
+async def test_a_candidate_that_raises_is_aborted_at_that_tick_and_stable_goes_on(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(RAISES_AT_TICK_7)
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1]))
+    aborted = await episode(runner, lambda one: one.outcome is Outcome.ABORTED)
+    assert (aborted.role, aborted.reason, len(aborted.steps)) == (Role.CANDIDATE, "exception", 8)
+    assert "seven was too many" in aborted.error
+    assert [step.safe for step in aborted.steps] == [None] * 7 + ["error"]
+    recovery = await episode(runner, lambda one: one.purpose is Purpose.RECOVERY)
+    assert (recovery.role, recovery.revision, recovery.pair) == (Role.STABLE, program[1].id, None)
+    assert recovery.steps[0].observation == aborted.final_observation  # the same episode of the plant
+    assert len(aborted.steps) + len(recovery.steps) <= 50
+    second_half = await episode(runner, lambda one: one.purpose is Purpose.PAIR)
+    assert (second_half.role, second_half.outcome) == (Role.STABLE, Outcome.FINISHED)
+
+
+async def test_a_candidate_that_hangs_is_killed_and_stable_goes_on(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(HANGS_AT_TICK_3)
+    runner = await served(runners, make_spec(sandbox={"step_timeout": "200ms"}), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1]))
+    aborted = await episode(runner, lambda one: one.outcome is Outcome.ABORTED)
+    assert (aborted.role, aborted.reason, len(aborted.steps)) == (Role.CANDIDATE, "timeout", 4)
+    assert aborted.steps[-1].safe == "dead"
+    assert (await episode(runner, lambda one: one.purpose is Purpose.RECOVERY)).outcome is Outcome.FINISHED
+
+
+@pytest.mark.parametrize("answer", ["None", "float('nan')", "7", "'left'", "[1, 0]", "observation"])
+async def test_a_candidate_whose_action_the_plant_must_not_get_is_aborted(runners, make_spec, make_program, answer):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=answer))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1]))
+    aborted = await episode(runner, lambda one: one.role is Role.CANDIDATE)
+    assert (aborted.outcome, len(aborted.steps)) == (Outcome.ABORTED, 1)
+    assert aborted.steps[0].safe in {"invalid", "error"}
+    assert aborted.steps[0].action == 0
+
+
+async def test_a_stable_revision_with_invalid_actions_is_answered_for_and_goes_on(runners, make_spec, make_program):
+    runner = await served(runners, make_spec(), make_program(ANSWERS.format(answer="5")))
+    finished = await episode(runner)
+    assert finished.outcome is Outcome.FINISHED
+    assert {step.safe for step in finished.steps} == {"invalid"}
+    assert "5 is not one of 0..1" in finished.error
+
+
+async def test_a_policy_that_can_not_even_begin_scores_an_aborted_episode_without_steps(runners, make_spec, make_program):
+    text = "class Controller:\n    def reset(self, seed):\n        raise RuntimeError('no')\n    def act(self, observation):\n        return 0\n"
+    runner = await served(runners, make_spec(), make_program(text))
+    aborted = await episode(runner)
+    assert (aborted.outcome, aborted.reason, aborted.steps) == (Outcome.ABORTED, "exception", ())
+
+
+async def test_pairs_end_with_their_lease_and_stable_goes_on(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pause()
+    await runner.pair(plan(program[1], candidate[1]), lease=0.2)
+    expired = await event(runner, "runner.lease_expired")
+    assert expired.data["pairs"] == ["pair-1"]
+    assert (await event(runner, "runner.pair_dropped")).data["pair"] == "pair-1"
+    await runner.resume()
+    after = [await episode(runner) for _ in range(3)]
+    assert {one.purpose for one in after} <= {Purpose.NORMAL}
+
+
+async def test_a_renewed_lease_keeps_its_pairs(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pause()
+    await runner.pair(plan(program[1], candidate[1]), lease=0.3)
+    for _ in range(10):
+        await runner.renew(0.3)
+        await asyncio.sleep(0.1)
+    await runner.renew(60.0)
+    await runner.resume()
+    assert (await episode(runner, lambda one: one.purpose is Purpose.PAIR)).pair == "pair-1"
+
+
+async def test_cancelled_pairs_are_named_and_never_run(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pause()
+    await runner.pair(plan(program[1], candidate[1]))
+    assert await runner.cancel_pairs() == ("pair-1",)
+    await runner.resume()
+    assert {(await episode(runner)).purpose for _ in range(3)} <= {Purpose.NORMAL}
+
+
+async def test_a_pair_on_a_device_that_is_not_there_is_dropped_at_once(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1], device="sim-99"))
+    dropped = await event(runner, "runner.pair_dropped")
+    assert (dropped.data["pair"], dropped.data["device"]) == ("pair-1", "sim-99")
+
+
+async def test_a_paused_runner_begins_no_episode_until_it_is_resumed(runners, make_spec, make_program):
+    runner = await runners.start(make_spec())
+    program = make_program(BALANCE)
+    await runner.load(*program)
+    await runner.pause()
+    await runner.route(program[1].id)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await episode(runner)
+    await runner.resume()
+    assert (await episode(runner)).outcome is Outcome.FINISHED
+
+
+async def test_a_new_route_takes_effect_at_an_episode_boundary(runners, make_spec, make_program):
+    old, new = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), old)
+    await episode(runner)
+    await runner.load(*new)
+    await runner.route(new[1].id)
+    swapped = await episode(runner, lambda one: one.revision == new[1].id)
+    assert {step.action for step in swapped.steps} == {1}
+
+
+async def test_several_copies_run_side_by_side(runners, make_spec, make_program):
+    spec = make_spec(environment={"kind": "gymnasium", "id": "CartPole-v1", "max_steps": 20, "devices": 3})
+    runner = await served(runners, spec, make_program(BALANCE))
+    seen = set()
+    while seen != {"sim-1", "sim-2", "sim-3"}:
+        seen.add((await episode(runner)).device)
+
+
+async def test_screening_compares_actions_without_touching_a_plant(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    runner = await served(runners, make_spec(), program)
+    recorded = await episode(runner)
+    await runner.load(*candidate)
+    same = await runner.screen(program[1].id, (recorded,))
+    other = await runner.screen(candidate[1].id, (recorded,))
+    assert (same.ticks, same.differing, same.invalid, same.error) == (50, 0, 0, "")
+    assert other.differing == sum(step.action != 1 for step in recorded.steps)
+
+
+async def test_screening_shows_the_first_exception_and_what_is_invalid(runners, make_spec, make_program):
+    program = make_program(BALANCE)
+    runner = await served(runners, make_spec(), program)
+    recorded = await episode(runner)
+    raising, invalid = make_program(RAISES_AT_TICK_7), make_program(ANSWERS.format(answer=9))
+    await runner.load(*raising)
+    await runner.load(*invalid)
+    report = await runner.screen(raising[1].id, (recorded,))
+    assert report.error.startswith("PolicyError")
+    assert "seven was too many" in report.traceback
+    assert (await runner.screen(invalid[1].id, (recorded,))).invalid == 50
+
+
+async def test_a_runner_goes_on_without_its_daemon_and_hands_its_episodes_over(runners, make_spec, make_program, until):
+    program = make_program(BALANCE)
+    first = await served(runners, make_spec(), program)
+    await first.abandon()
+    await asyncio.sleep(0.5)
+    second = await runners.start(make_spec())
+    assert second.adopted, second.replaced
+    assert (second.session, second.stable) == (first.session, program[1].id)
+    assert second.loaded == (program[1].id,)
+    assert second.spooled > 1
+    spooled = [await episode(second) for _ in range(second.spooled)]
+    assert len({one.id for one in spooled}) == len(spooled)
+
+
+async def test_what_was_not_acknowledged_is_told_again(runners, make_spec, make_program):
+    first = await served(runners, make_spec(), make_program(BALANCE))
+    message = await first.next()
+    while not isinstance(message, Finished):
+        message = await first.next()
+    await first.abandon()
+    second = await runners.start(make_spec())
+    assert (await episode(second)).id == message.episode.id
+
+
+async def test_an_older_daemon_is_refused_and_a_newer_one_takes_over(runners, make_spec, make_program):
+    first = await runners.start(make_spec(), epoch=5)
+    with pytest.raises(Fenced):
+        await runners.start(make_spec(), epoch=4)
+    second = await runners.start(make_spec(), epoch=6)
+    assert second.session == first.session
+    while not isinstance(message := await first.next(), Lost):
+        pass
+    assert "epoch 6" in message.reason
+    with pytest.raises(RunnerError):
+        await first.pause()
+
+
+async def test_a_runner_whose_specification_changed_is_replaced(runners, make_spec):
+    first = await runners.start(make_spec())
+    second = await runners.start(make_spec(guardrails={"deadline_misses_per_episode": 9}))
+    assert "another specification" in second.replaced
+    assert second.pid != first.pid
+
+
+async def test_a_runner_that_hangs_is_replaced(runners, make_spec):
+    first = await runners.start(make_spec())
+    os.kill(first.pid, signal.SIGSTOP)
+    second = await runners.start(make_spec())
+    assert "doesn't answer" in second.replaced
+    assert second.session != first.session
+
+
+async def test_draining_finishes_the_episode_hands_it_over_and_ends_the_process(runners, make_spec, make_program, until):
+    runner = await served(runners, make_spec(), make_program(BALANCE))
+    draining = asyncio.create_task(runner.drain(10.0))
+    seen = []
+    while not isinstance(message := await runner.next(), Lost):
+        if isinstance(message, Finished):
+            seen.append(message.episode)
+            await runner.acknowledge(message.episode.id)
+    await draining
+    assert {one.outcome for one in seen} == {Outcome.FINISHED}
+    await until(lambda: not Path(f"/proc/{runner.pid}").exists())
+    assert not (runners.state / "runners" / "cartpole.sock").exists()
+
+
+async def test_sigterm_drains_a_runner(runners, make_spec, make_program, until):
+    runner = await served(runners, make_spec(), make_program(BALANCE))
+    os.kill(runner.pid, signal.SIGTERM)
+    while not isinstance(message := await runner.next(), Lost):
+        if isinstance(message, Finished):
+            assert message.episode.outcome is Outcome.FINISHED
+            await runner.acknowledge(message.episode.id)
+    await until(lambda: not Path(f"/proc/{runner.pid}").exists())
+
+
+async def test_an_environment_that_does_not_exist_is_said_by_name(runners, make_spec):
+    spec = make_spec(environment={"kind": "gymnasium", "id": "NoSuchPlant-v1"})
+    with pytest.raises(PlantError, match="NoSuchPlant-v1"):
+        await runners.start(spec)
+
+
+async def test_a_long_state_path_still_fits_into_a_socket_address(runners, make_spec, make_program, tmp_path):
+    runners.state = tmp_path / ("long" * 20) / ("longer" * 20)
+    runners.state.mkdir(parents=True)
+    runner = await served(runners, make_spec(), make_program(BALANCE))
+    assert (await episode(runner)).outcome is Outcome.FINISHED
