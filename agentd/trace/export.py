@@ -19,6 +19,11 @@ from agentd.trace.summaries import Limits, Summariser, redact
 __all__ = ["Limits", "export", "from_bytes", "from_json", "to_bytes", "to_json"]
 
 _VERSION = 1
+_MAX_SOURCES = 16  # kept nodes that a dropped one is said to go back to
+
+DROPPED = "(dropped)"
+"""The operator of a node that stands for a dropped part of the graph."""
+
 _SHARED = (int, float, str, bool, type(None))  # plain inputs of these kinds are one node each, however often they occur
 
 
@@ -67,6 +72,20 @@ def _checked(graph: TraceGraph) -> TraceGraph:
     return graph
 
 
+def _behind(dropped: set[int], order: list[Node], parents: list[tuple[int, ...]]) -> dict[int, list[int]]:
+    """For each dropped node the nearest kept nodes that it was computed from; of many, the parameters and the latest."""
+    behind: dict[int, list[int]] = {}
+    for index in sorted(dropped):
+        sources: set[int] = set()
+        for parent in parents[index]:
+            sources.update(behind[parent] if parent in dropped else (parent,))
+        if len(sources) > _MAX_SOURCES:
+            ranked = sorted(sources, key=lambda source: (not isinstance(order[source], ParameterNode), -source))
+            sources = set(ranked[:_MAX_SOURCES])
+        behind[index] = sorted(sources)
+    return behind
+
+
 class _Exporter:
     """One export: names, values, functions and plain inputs as they come."""
 
@@ -82,10 +101,14 @@ class _Exporter:
 
     def run(self, order: list[Node], parents: list[tuple[int, ...]], output: Node | None) -> TraceGraph:
         dropped = self._dropped(order)
+        behind = _behind(dropped, order, parents)
         place: dict[int, int] = {}
         for index, node in enumerate(order):
             if index in dropped:
                 continue
+            for parent in parents[index]:
+                if parent in dropped and id(order[parent]) not in place:
+                    place[id(order[parent])] = self._stub(order[parent], [place[id(order[source])] for source in behind[parent]])
             if isinstance(node, MessageNode) and node._inputs:
                 place[id(node)] = self._message(node, place)
             else:
@@ -104,6 +127,20 @@ class _Exporter:
             return set()
         start = self._limits.nodes // 2
         return {index for index in range(start, start + excess) if not isinstance(order[index], ParameterNode)}
+
+    def _stub(self, node: Node, sources: list[int]) -> int:
+        """What is left of a dropped node that others need: its value, and which kept nodes it goes back to."""
+        self._functions[DROPPED] = TraceFunction(documentation="What lies between these nodes was dropped to keep the trace small.")
+        return self._append(
+            TraceNode(
+                name=self._name(node._base),
+                kind=NodeKind.MESSAGE,
+                operator=DROPPED,
+                parents=tuple(sources),
+                arguments=tuple(self._nodes[source].name for source in sources),
+                value=self._summarise(node._data),
+            )
+        )
 
     def _append(self, node: TraceNode) -> int:
         self._nodes.append(node)
@@ -142,9 +179,7 @@ class _Exporter:
         names: list[str] = []
         for index, value in enumerate(node._inputs):
             if isinstance(value, Node):
-                at = place.get(id(value))
-                if at is None:  # it was dropped: its value is all that is left
-                    at = place[id(value)] = self._plain(value._data, value._base)
+                at = place[id(value)]
             elif index == 0 and module is not None and module.is_method:
                 continue  # the program itself is no value in it
             else:

@@ -129,7 +129,7 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
                 item = stack.pop()
                 position[id(item)] = len(order)
                 order.append(item)
-                parents.append(tuple([position[id(value)] for value in item._inputs if isinstance(value, Node)]))
+                parents.append(tuple([position[id(value)] for value in item._inputs if isinstance(value, AbstractNode)]))
             elif id(item) not in seen:
                 seen.add(id(item))
                 inputs = item._inputs
@@ -137,13 +137,29 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
                     stack.append(item)
                     stack.append(_FINISHED)
                     for value in reversed(inputs):
-                        if isinstance(value, Node) and id(value) not in seen:
+                        if isinstance(value, AbstractNode) and id(value) not in seen:
                             stack.append(value)
                 else:
                     position[id(item)] = len(order)
                     order.append(item)
                     parents.append(())
     return order, parents
+
+
+def reachable(outputs: Iterable[AbstractNode]) -> list[Any]:
+    """`outputs` and everything that they were computed from, in no useful order."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    for output in outputs:
+        if id(output) not in seen:
+            seen.add(id(output))
+            found.append(output)
+    for node in found:  # grows while it is gone through
+        for value in node._inputs:
+            if isinstance(value, AbstractNode) and id(value) not in seen:
+                seen.add(id(value))
+                found.append(value)
+    return found
 
 
 def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
@@ -176,7 +192,7 @@ def visible_parameters(output: AbstractNode) -> set[ParameterNode]:
         if isinstance(node, ParameterNode):
             found.add(node)
         for value in node._inputs[: len(node._form.arguments)]:
-            if isinstance(value, Node) and id(value) not in seen:
+            if isinstance(value, AbstractNode) and id(value) not in seen:
                 seen.add(id(value))
                 stack.append(value)
     return found
@@ -200,12 +216,12 @@ def backward(outputs: Sequence[tuple[AbstractNode, Any]], propagator: Propagator
     from agentd.trace.propagators import GraphPropagator  # noqa: PLC0415 - propagators are made of this module's parts
 
     propagator = GraphPropagator() if propagator is None else propagator
-    order, parents = topological([output for output, _ in outputs])
-    for node in order:
+    reached = reachable([output for output, _ in outputs])
+    for node in reached:
         if node._backwarded:
             raise BackwardError(f"{node.name} has been backwarded; retain_graph=True keeps it open")
-    propagator.run(outputs, order, parents)
+    propagator.run(outputs, reached)
     if not retain_graph:
-        for node, above in zip(order, parents, strict=True):
-            if above or node._inputs:
+        for node in reached:
+            if node._inputs:
                 node._backwarded = True

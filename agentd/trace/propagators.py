@@ -6,19 +6,22 @@ A propagator sees one node at a time, children before parents, with the feedback
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from agentd.errors import TraceError
 from agentd.trace.core import AbstractNode
 from agentd.trace.forms import get_op_name
 from agentd.trace.nodes import MessageNode, Node
-from agentd.trace.propagation import Parents, subgraph
+from agentd.trace.propagation import subgraph, topological
 
 __all__ = ["AbstractFeedback", "AbstractPropagator", "GraphPropagator", "Propagator", "SumPropagator", "TraceGraph"]
 
 ORACLE = "user"
 """The child that the user's own feedback comes from."""
+
+_moments = itertools.count()  # orders feedback by when it was given, whatever way it came
 
 Propagate = Callable[[Any], Mapping[Node, Any]]
 
@@ -71,8 +74,13 @@ class Propagator(AbstractPropagator):
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
         raise TypeError(f"{type(self).__name__} does not say how to propagate")
 
-    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], order: Sequence[Node], parents: Parents) -> None:
-        """The reverse sweep: children before parents, each node once; roots keep what arrives, the others pass it on."""
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
+        """The reverse sweep: children before parents, each node once; roots keep what arrives, the others pass it on.
+
+        `reached` are the outputs and all that they were computed from, in any order.
+        """
+        del reached
+        order, parents = topological([output for output, _ in outputs])
         for output, feedback in outputs:
             output._add_feedback(ORACLE, self.init_feedback(output, feedback))
         for index in range(len(order) - 1, -1, -1):
@@ -88,7 +96,11 @@ class Propagator(AbstractPropagator):
 
 
 class SumPropagator(Propagator):
-    """Numbers add up over all paths; texts come together, each once."""
+    """Numbers add up over all paths; texts come together, each once, in the order in which they were given."""
+
+    def init_feedback(self, node: AbstractNode, feedback: Any) -> Any:
+        del node
+        return _Texts(((next(_moments), feedback),)) if isinstance(feedback, str) else feedback
 
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
         total = self.aggregate(child.feedback)
@@ -98,28 +110,30 @@ class SumPropagator(Propagator):
     def aggregate(feedback: Mapping[Any, list[Any]]) -> Any:
         """The sum of what the children sent. Raises TraceError for feedback of several kinds."""
         received = [item for items in feedback.values() for item in items]
-        texts = [item for item in received if isinstance(item, str | _Texts)]
+        texts = [item for item in received if isinstance(item, _Texts)]
         if len(texts) == len(received) and texts:
-            return functools.reduce(_Texts.joined, texts, _Texts())
-        if texts:
-            raise TraceError("texts and numbers can't be added up")
-        return sum(received[1:], received[0])
+            return functools.reduce(_Texts.joined, texts)
+        try:
+            return sum(received[1:], received[0])
+        except TypeError as error:
+            raise TraceError(f"feedback of several kinds can't be added up: {error}") from error
 
 
 class _Texts(str):
     """Texts joined into one, remembering the parts: along a hundred paths comes one text, not a hundred."""
 
     __slots__ = ("parts",)
-    parts: tuple[str, ...]
+    parts: tuple[tuple[int, str], ...]
 
-    def __new__(cls, parts: tuple[str, ...] = ()) -> _Texts:
-        made = super().__new__(cls, "".join(parts))
+    def __new__(cls, parts: tuple[tuple[int, str], ...]) -> Self:
+        made = super().__new__(cls, "".join(text for _, text in parts))
         made.parts = parts
         return made
 
-    def joined(self, other: str) -> _Texts:
-        new = [part for part in (other.parts if isinstance(other, _Texts) else (other,)) if part not in self.parts]
-        return _Texts(self.parts + tuple(new)) if new else self
+    def joined(self, other: _Texts) -> _Texts:
+        if set(other.parts) <= set(self.parts):
+            return self
+        return _Texts(tuple(sorted({*self.parts, *other.parts})))
 
 
 class TraceGraph(AbstractFeedback):
@@ -129,14 +143,19 @@ class TraceGraph(AbstractFeedback):
     """
 
     def __init__(self, cases: Sequence[tuple[AbstractNode, Any]] = ()) -> None:
-        self.cases = tuple(cases)
+        self._cases = tuple((next(_moments), output, feedback) for output, feedback in cases)
+
+    @property
+    def cases(self) -> list[tuple[AbstractNode, Any]]:
+        """Outputs with the user's feedback on them, in the order in which it was given."""
+        return [(output, feedback) for _, output, feedback in self._cases]
 
     @property
     def user_feedback(self) -> Any:
         """The feedback where there is one case; with several, a list in their order; None without any."""
-        if not self.cases:
+        if not self._cases:
             return None
-        return self.cases[0][1] if len(self.cases) == 1 else [feedback for _, feedback in self.cases]
+        return self._cases[0][2] if len(self._cases) == 1 else [feedback for _, _, feedback in self._cases]
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
@@ -154,12 +173,16 @@ class TraceGraph(AbstractFeedback):
 
     def empty(self) -> bool:
         """Whether nothing has arrived."""
-        return not self.cases
+        return not self._cases
 
     def __add__(self, other: TraceGraph) -> TraceGraph:
-        mine = {id(output) for output, _ in self.cases}
-        new = [case for case in other.cases if id(case[0]) not in mine or not any(case is known for known in self.cases)]
-        return TraceGraph((*self.cases, *new)) if new else self
+        known = {case[0] for case in self._cases}
+        new = [case for case in other._cases if case[0] not in known]
+        if not new:
+            return self
+        total = TraceGraph()
+        total._cases = tuple(sorted((*self._cases, *new), key=lambda case: case[0]))
+        return total
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -195,13 +218,13 @@ class GraphPropagator(Propagator):
         """The cases that the children sent, together."""
         return functools.reduce(TraceGraph.__add__, [item for items in feedback.values() for item in items], TraceGraph())
 
-    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], order: Sequence[Node], parents: Parents) -> None:
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
         if self.override or len(outputs) != 1:
-            super().run(outputs, order, parents)
+            super().run(outputs, reached)
             return
         # One output and no exceptions: every ancestor gets the same, so only the roots need to be told.
         output, feedback = outputs[0]
         made = self.init_feedback(output, feedback)
-        for node in order:
+        for node in reached:
             if not node._inputs:
                 node._add_feedback(output, made)

@@ -18,7 +18,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,9 @@ class Limits:
 
 
 def redact(text: str) -> str:
-    """`text` without what looks like a key, token or password."""
+    """`text` without what looks like a key, token or password; what UTF-8 can't hold becomes `?`."""
+    if not text.isascii():
+        text = text.encode(errors="replace").decode()
     if len(text) < 8:
         return text
     return _ASSIGNED.sub(rf"\1{REDACTED}", _SECRET.sub(REDACTED, text))
@@ -114,8 +116,12 @@ class Summariser:
             return {"$type": "bytes", "length": len(value)}
         if isinstance(value, Mapping):
             return self._mapping(value, depth)
-        if isinstance(value, list | tuple | set | frozenset):
-            return self._sequence(list(value), depth)
+        if isinstance(value, list | tuple):
+            return self._sequence(value, depth)
+        if isinstance(value, set | frozenset):  # their order differs from process to process
+            return self._sequence(
+                sorted(value, key=lambda item: (type(item).__name__, item if isinstance(item, str) else hash(item))), depth
+            )
         numpy = sys.modules.get("numpy")  # a value can be numpy's only if numpy is loaded
         if numpy is not None and isinstance(value, numpy.ndarray):
             return self._array(numpy, value, depth)
@@ -136,7 +142,7 @@ class Summariser:
         self._characters -= limit
         return {"$type": "text", "length": len(text), "start": start, "end": end}
 
-    def _sequence(self, items: list[Any], depth: int) -> Any:
+    def _sequence(self, items: Sequence[Any], depth: int) -> Any:
         if depth <= 0:
             return {"$type": "list", "length": len(items)}
         limit = self._limits.items
