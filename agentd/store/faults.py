@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from agentd.errors import StoreError, StoreUnavailable
@@ -21,6 +21,9 @@ _PASSING = {
     sqlite3.SQLITE_PERM: "the database can't be opened",
     sqlite3.SQLITE_NOMEM: "there is no memory left",
 }
+
+# PostgreSQL's: connection exceptions, rolled-back transactions, insufficient resources, held objects, an operator's intervention.
+_PASSING_CLASSES = frozenset({"08", "40", "53", "55", "57"})
 
 
 @contextmanager
@@ -46,6 +49,6 @@ def _translate(where: str, error: DBAPIError) -> StoreError:
         code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest of it is detail
         if code in _PASSING:
             return StoreUnavailable(f"{where}: {_PASSING[code]} ({cause})")
-    elif error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-        return StoreUnavailable(f"{where}: the connection to the database was lost or refused ({cause})")
+    elif error.connection_invalidated or str(getattr(cause, "sqlstate", None) or "08")[:2] in _PASSING_CLASSES:
+        return StoreUnavailable(f"{where}: the database does not serve now ({cause})")
     return StoreError(f"{where}: the database is damaged or not what it should be ({cause})")
