@@ -43,7 +43,7 @@ class OptimizerContext(Record, frozen=True):
     `parameters` are the trainable ones, with the rules of `agent.toml` laid over; `values` the full values of the running revision, whose
     id is `stable` and whose mean normalised score in this regime is `stable_mean`, where known. Only memory of the same `regime` says how
     good values are now. `models` are litellm names in order of preference; none means that no model is configured. `at` is the time of
-    asking (Unix seconds). `options` are the algorithm's own.
+    asking (Unix seconds). `allowed_imports` None allows every module. `options` are the algorithm's own.
     """
 
     agent: str
@@ -56,7 +56,7 @@ class OptimizerContext(Record, frozen=True):
     regime: int = 0
     stable_mean: float | None = None
     history: int = 10
-    allowed_imports: tuple[str, ...] = ("math", "numpy")
+    allowed_imports: tuple[str, ...] | None = ("math", "numpy")
     budget: BudgetLimits = BudgetLimits()
     options: dict[str, Value] = msgspec.field(default_factory=dict)
     at: float = 0.0

@@ -7,6 +7,7 @@ section; longer text stands between marks that it can't contain, for they follow
 import enum
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from agentd.errors import CodecError
 from agentd.opto.space import same
 from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Problem, TraceGraph, TraceNode, Value
 
+_MEMORY_FEEDBACK = 500
 _STEP_OPERATOR = "environment_step"
 
 
@@ -86,6 +88,8 @@ class Renderer:
             changed = {path: value for path, value in entry.values.items() if path in known and not same(value, values.get(path))}
             shown = "\n".join(self._named(path, value) for path, value in changed.items()) or "(the current values)"
             lines.append(f"- {_fate(entry)}\n{shown}")
+            if entry.feedback and Section.FEEDBACK not in self._mask:
+                lines.append(f"Feedback on it:\n{self.fenced(shortened(entry.feedback, _MEMORY_FEEDBACK))}")
         return self._section(Section.MEMORY, "\n".join(lines))
 
     def fenced(self, text: str) -> str:
@@ -108,11 +112,12 @@ class Renderer:
 
     def _feedback(self, problem: Problem) -> str:
         feedback = problem.feedback
-        score = f"Score: {feedback.normalised:.4g} (0 is worst, 1 is best)"
+        facts = [] if math.isnan(feedback.normalised) else [f"Score: {feedback.normalised:.4g} (0 is worst, 1 is best)"]
         if problem.outcome is not Outcome.FINISHED:
-            score += f"; the run was {problem.outcome.value}"
-        metrics = "".join(f"; {_word(name)} = {value:.4g}" for name, value in feedback.metrics.items())
-        return score + metrics + (f"\n{self.fenced(feedback.text)}" if feedback.text else "")
+            facts.append(f"the run was {problem.outcome.value}")
+        facts.extend(f"{_word(name)} = {value:.4g}" for name, value in feedback.metrics.items())
+        words = [self.fenced(feedback.text)] if feedback.text else []
+        return "\n".join(filter(None, ("; ".join(facts), *words)))
 
     def _documentation(self) -> Iterator[str]:
         seen: set[str] = set()

@@ -8,6 +8,7 @@ Few episodes can be spent, and each is noisy, so the first proposals are not ran
 Estimator (Bergstra et al., NeurIPS 2011; multivariate: Falkner et al., ICML 2018), which takes over when the symmetries are used up.
 """
 
+import math
 import random
 import statistics
 import warnings
@@ -156,7 +157,9 @@ def _baseline(problems: Sequence[Problem], memory: Sequence[MemoryEntry], contex
     for entry in reversed(memory):
         if entry.regime == context.regime and entry.mean is not None and entry.fate in GOOD_FATES and same(entry.values, context.values):
             return entry.mean
-    scores = [problem.feedback.normalised for problem in problems if not problem.feedback.failed]
+    scores = [
+        problem.feedback.normalised for problem in problems if not (problem.feedback.failed or math.isnan(problem.feedback.normalised))
+    ]
     return statistics.fmean(scores) if scores else 0.0
 
 
