@@ -111,7 +111,7 @@ class Runners:
                 os.kill(runner.pid, signal.SIGKILL)
         for runner in self._open:
             async with asyncio.timeout(20):
-                while Path(f"/proc/{runner.pid}").exists():  # noqa: ASYNC240 - procfs doesn't block
+                while Path(f"/proc/{runner.pid}").exists():  # noqa: ASYNC110, ASYNC240 - procfs doesn't block, and tells nobody
                     await asyncio.sleep(0.01)
 
 

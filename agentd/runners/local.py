@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, cast
+
+import msgspec
 
 from agentd import codec
 from agentd.clock import Clock
@@ -36,6 +38,7 @@ from agentd.runners.messages import (
     read_frame,
 )
 from agentd.runners.paths import RunnerPaths, lock_holder, short
+from agentd.sandbox import Isolation
 from agentd.spec import AgentSpec
 
 __all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ScreenReport"]
@@ -172,8 +175,8 @@ class LocalRunner:
         return self._welcome.pid
 
     @property
-    def isolation(self) -> Any:
-        """What its workers are isolated with: agentd.sandbox.Isolation."""
+    def isolation(self) -> Isolation:
+        """What its workers are isolated with."""
         return self._welcome.isolation
 
     @property
@@ -357,14 +360,10 @@ class LocalRunner:
 
 
 def _numbered(request: Request, number: int) -> Request:
-    import msgspec  # noqa: PLC0415 - only for this
-
     return msgspec.structs.replace(request, request=number)
 
 
 def _without_trace(episode: Episode) -> Episode:
-    import msgspec  # noqa: PLC0415 - only for this
-
     return msgspec.structs.replace(episode, trace=None)
 
 
@@ -404,6 +403,6 @@ def _start(paths: RunnerPaths, setup: Setup) -> None:
     if not answer:
         last = (words.decode(errors="replace") + paths.log.read_text(errors="replace") if paths.log.exists() else "")[-2000:]
         raise RunnerError(f"the runner of {paths.agent} died while it began: {last}")
-    message = codec.decode(answer[4:], Done | Failed)
+    message: Done | Failed = codec.decode(answer[4:], cast("type[Done | Failed]", Done | Failed))
     if isinstance(message, Failed):
         raise as_error(message.kind, message.message, message.fields)

@@ -50,16 +50,20 @@ class DeviceLoop:
                 break
             if begun is not None:
                 await self._unsolicited(begun)
-            elif control.draining:
-                break
-            elif not control.paused:
-                plan = control.pairs.take(self._device.id)
-                if plan is not None:
-                    await self._pair(plan)
-                elif self._ready():
-                    await self._normal()
+            else:
+                await self._begin_next()
         if self._ends:
             await asyncio.wait(self._ends.values())
+
+    async def _begin_next(self) -> None:
+        control = self._control
+        if control.draining or control.paused:
+            return
+        plan = control.pairs.take(self._device.id)
+        if plan is not None:
+            await self._pair(plan)
+        elif self._ready():
+            await self._normal()
 
     def _ready(self) -> bool:
         stable = self._control.stable
@@ -160,7 +164,7 @@ class DeviceLoop:
         )
 
     async def _commanded(self, recording: Recording) -> bool:
-        """An episode that the runner begins. The policy is ready before the plant is: its first answer needn't wait. False if it was lost."""
+        """An episode that the runner begins. The policy is ready before the plant: its first answer needn't wait. False if it was lost."""
         pilot = self._new_pilot(recording)
         if pilot is None:
             recording.blame("dead", f"revision {recording.revision[:10]} has no worker")
@@ -183,7 +187,7 @@ class DeviceLoop:
     # --- one episode of the plant -------------------------------------------------------------------------------------
 
     async def _drive(self, recording: Recording, pilot: Pilot | None, first: Transition) -> bool:
-        """Answer every observation until the plant's episode ends. A policy at fault is followed by the stable one. False if it was lost."""
+        """Answer every observation until the plant's episode ends. After a policy at fault the stable one goes on. False if it was lost."""
         self._previous, self._latched = None, False
         transition, begin = first, first.tick
         while not transition.last:

@@ -5,7 +5,9 @@ unasked. Episodes are told until they are acknowledged, at most `EPISODE_WINDOW`
 """
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from agentd import codec, errors
 from agentd.errors import AgentdError, CodecError, RunnerError
@@ -15,8 +17,6 @@ from agentd.sandbox import Isolation
 VERSION = 1
 EPISODE_WINDOW = 32
 MAX_FRAME = 256 * 1024 * 1024
-
-T = TypeVar("T")
 
 
 class Setup(Record, frozen=True, kw_only=True):
@@ -34,11 +34,14 @@ class DeviceState(Record, frozen=True, kw_only=True):
     id: str
     status: str
     seedable: bool
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class ScreenReport(Record, frozen=True, kw_only=True):
-    """What replaying recorded steps showed. `error` is the first exception's name and text, `traceback` the program's own (untrusted) words."""
+    """What replaying recorded steps showed.
+
+    `error` is the first exception's name and text, `traceback` the program's own words (untrusted).
+    """
 
     ticks: int = 0
     differing: int = 0
@@ -169,7 +172,7 @@ class Failed(Message, frozen=True, kw_only=True):
     request: int
     kind: str
     message: str
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Finished(Message, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentd.clock import Clock
@@ -47,6 +47,19 @@ class Runner:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._states: dict[str, DeviceState] = {}
         self._counted: collections.Counter[str] = collections.Counter()
+        self._handlers: dict[type, Callable[[Any], Awaitable[Done | None]]] = {
+            messages.Load: self._load,
+            messages.Screen: self._screen,
+            messages.Route: self._route,
+            messages.QueuePair: self._queue_pair,
+            messages.Renew: self._renew,
+            messages.CancelPairs: self._cancel_pairs,
+            messages.Retire: self._retire,
+            messages.Pause: self._pause,
+            messages.Resume: self._pause,
+            messages.Drain: lambda message: self.drain(message.timeout),
+            messages.Acknowledge: self._acknowledge,
+        }
         self._environment: Environment
         self._workers: Workers
         self._control: Control
@@ -63,7 +76,7 @@ class Runner:
             min_isolation=self._spec.sandbox.min_isolation,
             on_log=self._spool.log,
             on_event=lambda kind, message, data: self._control.happened(kind, message, **data),
-            on_ready=lambda: self._control.changed(),
+            on_ready=self._worker_ready,
             clock=self._clock,
             generator=self._random,
         )
@@ -91,6 +104,9 @@ class Runner:
                 await self._stopped.wait()
                 for chore in chores:
                     chore.cancel()
+
+    def _worker_ready(self) -> None:
+        self._control.changed()
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -182,57 +198,62 @@ class Runner:
         )
 
     async def _handle(self, message: ToRunner) -> Done:
-        control, done = self._control, Done(request=message.request)
-        match message:
-            case messages.Load(source=source, revision=revision):
-                return Done(request=message.request, parameters=await self._workers.load(source, revision))
-            case messages.Screen(revision=name, episodes=episodes):
-                worker = self._workers.get(self._known(name))
-                if worker is None:
-                    raise RunnerError(f"the worker of revision {name[:10]} is not ready")
-                return Done(request=message.request, report=await screen(worker, control.envelope, episodes, self._clock))
-            case messages.Route(revision=name):
-                control.route(self._known(name))
-            case messages.QueuePair(plan=plan, lease=lease):
-                self._queue(plan, lease)
-            case messages.Renew(lease=lease):
-                control.pairs.renew(lease)
-                control.changed()
-            case messages.CancelPairs():
-                dropped = control.pairs.drop()
-                return Done(request=message.request, dropped_pairs=tuple(plan.id for plan in dropped))
-            case messages.Retire(revision=name):
-                if name == control.stable:
-                    raise RunnerError("the stable revision can't be retired")
-                await self._workers.retire(name)
-                control.changed()
-            case messages.Pause() | messages.Resume():
-                control.paused = isinstance(message, messages.Pause)
-                control.changed()
-                await self._environment.announce("paused" if control.paused else "ready")
-            case messages.Drain(timeout=timeout):
-                await self.drain(timeout)
-            case messages.Acknowledge(episode=episode):
-                self._spool.acknowledge(episode)
-            case messages.Hello():
-                raise RunnerError("this daemon has said hello already")
-        return done
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise RunnerError(f"{type(message).__name__} is out of place")
+        return await handler(message) or Done(request=message.request)
 
-    def _known(self, revision: str) -> str:
-        if revision not in self._workers.loaded:
-            raise RunnerError(f"revision {revision[:10]} is not loaded")
-        return revision
+    async def _load(self, message: messages.Load) -> Done:
+        return Done(request=message.request, parameters=await self._workers.load(message.source, message.revision))
 
-    def _queue(self, plan: Any, lease: float) -> None:
+    async def _screen(self, message: messages.Screen) -> Done:
+        worker = self._workers.get(self._known(message.revision))
+        if worker is None:
+            raise RunnerError(f"the worker of revision {message.revision[:10]} is not ready")
+        report = await screen(worker, self._control.envelope, message.episodes, self._clock)
+        return Done(request=message.request, report=report)
+
+    async def _route(self, message: messages.Route) -> None:
+        self._control.route(self._known(message.revision))
+
+    async def _queue_pair(self, message: messages.QueuePair) -> None:
+        plan = message.plan
         self._known(plan.candidate)
         self._known(plan.reference)
         state = self._states.get(plan.device)
-        self._control.pairs.renew(lease)
+        self._control.pairs.renew(message.lease)
         if state is None or state.status != "ready":
             self._control.drop_pairs((plan,), f"there is no device {plan.device}")
         else:
             self._control.pairs.add(plan)
         self._control.changed()
+
+    async def _renew(self, message: messages.Renew) -> None:
+        self._control.pairs.renew(message.lease)
+        self._control.changed()
+
+    async def _cancel_pairs(self, message: messages.CancelPairs) -> Done:
+        dropped = self._control.pairs.drop()
+        return Done(request=message.request, dropped_pairs=tuple(plan.id for plan in dropped))
+
+    async def _retire(self, message: messages.Retire) -> None:
+        if message.revision == self._control.stable:
+            raise RunnerError("the stable revision can't be retired")
+        await self._workers.retire(message.revision)
+        self._control.changed()
+
+    async def _pause(self, message: messages.Pause | messages.Resume) -> None:
+        self._control.paused = isinstance(message, messages.Pause)
+        self._control.changed()
+        await self._environment.announce("paused" if self._control.paused else "ready")
+
+    async def _acknowledge(self, message: messages.Acknowledge) -> None:
+        self._spool.acknowledge(message.episode)
+
+    def _known(self, revision: str) -> str:
+        if revision not in self._workers.loaded:
+            raise RunnerError(f"revision {revision[:10]} is not loaded")
+        return revision
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What waits for the daemon: episodes until they are acknowledged, everything else until it is sent. Bounded; what is dropped is counted."""
+"""What waits for the daemon: episodes until they are acknowledged, the rest until it is sent. Bounded; what is dropped is counted."""
 
 import asyncio
 import collections
@@ -26,6 +26,7 @@ class Spool:
         self._dropped_lines = 0
         self._counts: collections.Counter[str] = collections.Counter()
         self._news = asyncio.Event()
+        self._taken = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -50,6 +51,7 @@ class Spool:
         if episode in self._episodes:
             self._forget(episode)
             self._news.set()
+            self._taken.set()
 
     def _forget(self, episode: str) -> None:
         self._bytes -= len(self._episodes.pop(episode))
@@ -100,6 +102,7 @@ class Spool:
         """Wait for something to send, and take it."""
         while True:
             if self._messages:
+                self._taken.set()
                 return frame(self._messages.popleft())
             while self._unsent and len(self._in_flight) < EPISODE_WINDOW:
                 episode = self._unsent.popleft()
@@ -113,4 +116,5 @@ class Spool:
     async def emptied(self) -> None:
         """Wait until the daemon has everything."""
         while self._episodes or self._messages:
-            await asyncio.sleep(0.01)
+            self._taken.clear()
+            await self._taken.wait()

@@ -26,6 +26,7 @@ class _Slot:
         self.revision = revision
         self.worker: PolicyWorker | None = None
         self.loaded: asyncio.Future[tuple[Parameter, ...]] = asyncio.get_running_loop().create_future()
+        self.ready = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
 
 
@@ -152,6 +153,7 @@ class Workers:
         zygote = await self._living_zygote()
         worker = await PolicyWorker.start(zygote, source=slot.source, revision=slot.revision, limits=self._limits, on_log=self._on_log)
         slot.worker = worker
+        slot.ready.set()
         if not slot.loaded.done():
             slot.loaded.set_result(worker.parameters)
         self._on_ready()
@@ -162,6 +164,7 @@ class Workers:
             return
         await worker.died.wait()
         slot.worker = None
+        slot.ready.clear()
         data = {"revision": slot.revision.id, "pid": worker.pid, "reason": type(worker.reason).__name__}
         message = f"the worker of revision {slot.revision.id[:10]} died and is started again: {worker.reason}"
         self._on_event("worker.died", message, data)
@@ -169,6 +172,7 @@ class Workers:
 
     async def _let_stable_go_first(self, slot: _Slot) -> None:
         stable = self._slots.get(self.stable or "")
-        limit = self._clock.monotonic() + _STABLE_FIRST
-        while stable is not None and stable is not slot and stable.worker is None and self._clock.monotonic() < limit:
-            await asyncio.sleep(0.01)
+        if stable is not None and stable is not slot:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STABLE_FIRST):
+                    await stable.ready.wait()

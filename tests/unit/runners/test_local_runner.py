@@ -31,9 +31,25 @@ RAISES_AT_TICK_7 = """
                 raise ZeroDivisionError("seven was too many")
             return self.tick % 2
 """
-HANGS_AT_TICK_3 = RAISES_AT_TICK_7.replace("self.tick == 8", "self.tick == 4").replace(
-    'raise ZeroDivisionError("seven was too many")', "while True: pass"
-)
+HANGS_AT_TICK_3 = """
+    class Controller:
+        def reset(self, seed):
+            self.tick = 0
+
+        def act(self, observation):
+            self.tick += 1
+            while self.tick == 4:
+                pass
+            return self.tick % 2
+"""
+RAISES_IN_RESET = """
+    class Controller:
+        def reset(self, seed):
+            raise RuntimeError("no")
+
+        def act(self, observation):
+            return 0
+"""
 ANSWERS = """
     class Controller:
         def act(self, observation):
@@ -46,7 +62,7 @@ async def told(runner, kind, where=lambda _: True):
     while True:
         message = await runner.next()
         if isinstance(message, Lost):
-            raise AssertionError(message.reason)
+            raise ConnectionError(message.reason)
         if isinstance(message, Finished):
             await runner.acknowledge(message.episode.id)
         if isinstance(message, kind) and where(message):
@@ -70,9 +86,9 @@ async def served(runners, spec, program, **options):
     return runner
 
 
-def plan(stable, candidate, *, id="pair-1", order=(Role.CANDIDATE, Role.STABLE), device="sim-1", seed=42):
+def plan(stable, candidate, *, order=(Role.CANDIDATE, Role.STABLE), device="sim-1", seed=42):
     return PairPlan(
-        id=id, release="r", agent="cartpole", device=device, order=order, reference=stable.id, candidate=candidate.id, seed=seed
+        id="pair-1", release="r", agent="cartpole", device=device, order=order, reference=stable.id, candidate=candidate.id, seed=seed
     )
 
 
@@ -187,8 +203,7 @@ async def test_a_stable_revision_with_invalid_actions_is_answered_for_and_goes_o
 
 
 async def test_a_policy_that_can_not_even_begin_scores_an_aborted_episode_without_steps(runners, make_spec, make_program):
-    text = "class Controller:\n    def reset(self, seed):\n        raise RuntimeError('no')\n    def act(self, observation):\n        return 0\n"
-    runner = await served(runners, make_spec(), make_program(text))
+    runner = await served(runners, make_spec(), make_program(RAISES_IN_RESET))
     aborted = await episode(runner)
     assert (aborted.outcome, aborted.reason, aborted.steps) == (Outcome.ABORTED, "exception", ())
 
