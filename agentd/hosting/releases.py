@@ -44,6 +44,8 @@ CANARY = frozenset({Phase.SELECTION, Phase.CONFIRMATION})
 PLANS_AHEAD = 2  # per device: the next pair is there when the last ends, and little is lost when a verdict comes
 QUEUE_LIMIT = 16
 LEASE = 10.0
+REASON_LIMIT = 500
+DETAIL_LIMIT = 4000
 SCREEN_EPISODES = 3
 MEMORY_OF_LEVELS = 400  # releases: older ones have decayed to nothing (agentd.release.statistics.OnlineAlpha)
 
@@ -233,16 +235,22 @@ class Releases:
             episodes = tuple([await keeper.store.episode(summary.id) for summary in summaries])
             report = await runner.screen(release.candidate, episodes)
         except SandboxError as error:
-            detail = getattr(error, "traceback", "") or ""
-            reason = f"{type(error).__name__}: {error}"
-            await self._end(release, Verdict(phase=Phase.REJECTED, stage="screening", reason=reason), detail=detail[-2000:])
+            await self._fail_screening(release, f"{type(error).__name__}: {error}", getattr(error, "traceback", ""))
             return
         if report.error or report.invalid:
             reason = report.error or f"{report.invalid} of {report.ticks} actions are outside the envelope"
-            await self._end(release, Verdict(phase=Phase.REJECTED, stage="screening", reason=reason))
+            await self._fail_screening(release, reason, report.traceback)
             return
         reason = f"{report.differing} of {report.ticks} replayed actions differ"
         await self._advance(release, Phase.SCREENED, reason, ticks=report.ticks, differing=report.differing)
+
+    async def _fail_screening(self, release: Release, text: str, traceback: str) -> None:
+        """The last line says what went wrong; a program's error may show all of its code before that."""
+        lines = [line for line in text.splitlines() if line.strip()]
+        kind = text.partition(":")[0]
+        reason = lines[0] if len(lines) == 1 else f"{kind}: {lines[-1]}"
+        verdict = Verdict(phase=Phase.REJECTED, stage="screening", reason=reason[:REASON_LIMIT])
+        await self._end(release, verdict, detail=(traceback or text)[-DETAIL_LIMIT:])
 
     async def _begin_canary(self, release: Release) -> None:
         """After screening, or at once for a probe, whose revisions have both served before."""
@@ -310,11 +318,16 @@ class Releases:
             return  # of an earlier life or an ended release: an episode like any other
         halves = self._halves.setdefault(plan.id, {})
         halves[episode.role] = (episode, feedback)
-        no_evidence = bool(feedback.failed) if episode.outcome is not Outcome.LOST else not episode.steps
-        if no_evidence:
-            await self.lose(plan.id, feedback.failed or episode.reason)
+        if episode.outcome is Outcome.LOST and not episode.steps:
+            await self.lose(plan.id, f"the plant was lost before the first action: {episode.reason}")
         elif len(halves) == len(Role):
-            await self._weigh(plan, halves)
+            reference, judged = halves[Role.STABLE]
+            if judged.failed and reference.outcome is not Outcome.LOST:
+                await self.lose(plan.id, judged.failed)
+            else:
+                # Where only the candidate's episode could not be judged it scores the minimum: else a candidate could unmake its bad
+                # episodes by driving the plant to where feedback.py fails. So does either role's that lost the plant under way.
+                await self._weigh(plan, halves)
 
     async def _weigh(self, plan: PairPlan, halves: Mapping[Role, tuple[Episode, Feedback]]) -> None:
         release = self.current
@@ -346,8 +359,7 @@ class Releases:
             log_e=advanced.superiority.log_e,
             log_e_harm=advanced.harm.log_e,
         )
-        committed = await self._keeper.commit(advanced, pair)
-        del committed
+        await self._keeper.commit(advanced, pair)
         self.current = advanced
         self._keeper.bus.publish(event)  # evidence is in the store as a Pair; the event is only for those who watch now
         if verdict is not None:
@@ -435,7 +447,7 @@ class Releases:
     def _told(self, release: Release, **data: Value) -> Event:
         kind = "release.rolled_back" if release.phase is Phase.ROLLED_BACK else f"release.{release.phase}"
         if release.kind is ReleaseKind.PROBE:
-            kind = "release.probe_ended"
+            kind = "release.probe_ended" if release.ended_at is not None else "release.probe_changed"
         last = release.history[-1]
         return self._keeper.event(
             kind,

@@ -73,8 +73,15 @@ def observe(watch: Watch, score: float, *, settings: WatchSettings) -> tuple[Wat
 
 
 def survived(watch: Watch, settings: WatchSettings) -> bool:
-    """Whether the revision has served long enough without an alarm to be the last good one."""
-    return not watch.alarmed and watch.episodes >= settings.good_after
+    """Whether the revision has served long enough without an alarm to be the last good one.
+
+    Its latest scores must reach the bound, too: a forced revision that is a little worse than its predecessor falls below the inherited
+    bound at once, but the alarm takes its time.
+    """
+    if watch.alarmed or watch.bound is None or watch.episodes < settings.good_after:
+        return False
+    latest = watch.recent[-settings.good_after :]
+    return sum(latest) / len(latest) >= watch.bound
 
 
 def fallen_episodes(watch: Watch) -> int:

@@ -105,6 +105,16 @@ def test_a_revision_survives_by_its_episodes_without_an_alarm():
     assert not watch.survived(alarmed, SETTINGS)
 
 
+def test_a_forced_revision_that_stays_below_the_inherited_bound_does_not_survive_while_the_alarm_takes_its_time():
+    predecessor, _ = watched(watch.begin("good"), healthy(0.9, episodes=100))
+    forced = watch.inherit("forced", predecessor)
+    alarmed = False
+    for _ in range(SETTINGS.good_after):
+        forced, alarmed = watch.observe(forced, predecessor.bound - 0.01, settings=SETTINGS)
+    assert not alarmed
+    assert not watch.survived(forced, SETTINGS)
+
+
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
 def test_a_score_outside_the_range_is_refused_during_the_burn_in_too(bad):
     with pytest.raises(ValueError, match="outside"):
