@@ -1,0 +1,425 @@
+"""Folding: a thousand ticks repeat a subgraph a thousand times; a reader needs a few of them and figures about the rest.
+
+A *tick* is what lies between two results of the operator that the graph repeats most, each computed from the one before
+(`environment_step` in an episode, any operation of a loop elsewhere). Ticks are compared by structure: which operators, on what.
+Kept are the first and the last tick, those in which something failed, the worst by reward, and the most surprising: of a rare structure,
+or with values far from the median of their place. Each gap becomes one node with statistics:
+
+    operator "(folded)", value {"$type": "ticks", "count": 994, "first": 3, "last": 996,
+                                "values": {"act": {"low": 0, "high": 1, "mean": 0.48}, ...}}
+
+The result is again a TraceGraph, so whatever reads graphs reads folded ones, and its size does not depend on the number of ticks.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentd.errors import TraceError
+from agentd.records import NodeKind, TraceFunction, TraceGraph, TraceNode
+from agentd.trace.propagation import check_order
+
+FOLDED = "(folded)"
+"""The operator of a node that stands for ticks that are not shown."""
+
+_CANDIDATES = 6  # operators that are tried as the one that separates ticks
+_MAX_SOURCES = 12  # parents that a folded gap names
+_MAX_FIGURES = 12  # places of a tick for which a gap gives statistics
+_MAX_COMPONENTS = 8  # numbers of one value that are told apart
+_SCALED = 1.4826  # makes the median absolute deviation comparable to a standard deviation
+_CHARACTERS_PER_TOKEN = 4
+
+_DOCUMENTATION = "Repeated ticks that are not shown; the value has statistics about them."
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """How a graph repeats itself: `operator` separates the ticks, `ends[k]` is the node that ends tick k."""
+
+    operator: str
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+def find_ticks(graph: TraceGraph) -> Ticks | None:
+    """The repetition that covers the most, or None where no operator's results build on each other at least three times."""
+    counts = Counter(node.operator for node in graph.nodes if node.kind is NodeKind.MESSAGE and node.parents)
+    best: Ticks | None = None
+    for operator, count in counts.most_common(_CANDIDATES):
+        if count < 3 or (best is not None and count < len(best)):
+            break
+        ends = [index for index, node in enumerate(graph.nodes) if node.operator == operator and node.kind is NodeKind.MESSAGE]
+        if _is_chain(graph, ends) and (best is None or ends[-1] > best.ends[-1]):
+            best = Ticks(operator, tuple(ends))
+    return best
+
+
+def _is_chain(graph: TraceGraph, ends: Sequence[int]) -> bool:
+    """Whether each of `ends` was computed from the one before."""
+    number = {index: position for position, index in enumerate(ends)}
+    latest = [-1] * len(graph.nodes)
+    for index, node in enumerate(graph.nodes):
+        above = max((latest[parent] for parent in node.parents), default=-1)
+        position = number.get(index)
+        if position is not None and position > 0 and above != position - 1:
+            return False
+        latest[index] = above if position is None else position
+    return True
+
+
+def estimate_tokens(graph: TraceGraph) -> int:
+    """About how many tokens the graph takes as text: names, calls and values."""
+    characters = sum(
+        len(node.name) + len(node.operator) + sum(len(graph.nodes[parent].name) + 4 for parent in node.parents) + _width(node.value) + 8
+        for node in graph.nodes
+    )
+    characters += sum(len(function.documentation) + len(function.source) for function in graph.functions.values())
+    return characters // _CHARACTERS_PER_TOKEN
+
+
+def _width(value: Any) -> int:
+    return len(value) if isinstance(value, str) else len(json.dumps(value, default=str))
+
+
+def fold(
+    graph: TraceGraph,
+    rewards: Sequence[float | None] = (),
+    *,
+    worst: int = 1,
+    surprising: int = 2,
+    minimum: int = 8,
+    budget: int | None = None,
+) -> TraceGraph:
+    """`graph` with its repeated ticks folded; itself where it has fewer than `minimum`.
+
+    Args:
+        graph: an exported graph, whole or minimal.
+        rewards: of each tick, in order, where there are any.
+        worst: how many of the lowest rewards are shown.
+        surprising: how many of the most unusual ticks are shown.
+        minimum: shorter graphs are left alone.
+        budget: tokens that the result should fit into (estimate_tokens): fewer ticks are shown, and then shorter texts.
+
+    Raises TraceError for a graph whose parents don't come before their children.
+    """
+    check_order(graph)
+    ticks = find_ticks(graph)
+    result = graph
+    if ticks is not None and len(ticks) >= minimum:
+        blocks = _blocks(graph, ticks)
+        order = _by_interest(graph, ticks, blocks, rewards, worst, surprising)
+        while True:
+            result = _fold(graph, ticks, blocks, order)
+            if budget is None or len(order) <= 2 or estimate_tokens(result) <= budget:
+                break
+            order = order[:-1]
+    if budget is not None and estimate_tokens(result) > budget:
+        result = _shortened(result, budget)
+    return result
+
+
+# --- what a tick is like --------------------------------------------------------------------------------------------
+
+
+def _blocks(graph: TraceGraph, ticks: Ticks) -> list[list[int]]:
+    """The operations of each tick. What comes before the first tick's end is part of the first, unless it is an opening."""
+    blocks: list[list[int]] = []
+    start = 0
+    for end in ticks.ends:
+        blocks.append([index for index in range(start, end + 1) if graph.nodes[index].operator])
+        start = end + 1
+    return blocks
+
+
+def _structure(graph: TraceGraph, block: Sequence[int], before: Sequence[int]) -> tuple[Any, ...]:
+    """What operators a tick consists of, on what: equal for ticks that do the same."""
+    inside = {index: place for place, index in enumerate(block)}
+    outside = {index: place for place, index in enumerate(before)}
+    return tuple(
+        (
+            graph.nodes[index].operator,
+            tuple(
+                inside[parent] if parent in inside else ("before", outside[parent]) if parent in outside else graph.nodes[parent].kind.value
+                for parent in graph.nodes[index].parents
+            ),
+        )
+        for index in block
+    )
+
+
+def _numbers(value: Any) -> list[float]:
+    """The first numbers in a value."""
+    if isinstance(value, bool | int | float):
+        return [float(value)]
+    if isinstance(value, list):
+        found: list[float] = []
+        for item in value:
+            found.extend(_numbers(item))
+            if len(found) >= _MAX_COMPONENTS:
+                break
+        return found[:_MAX_COMPONENTS]
+    return []
+
+
+def _by_interest(
+    graph: TraceGraph, ticks: Ticks, blocks: Sequence[Sequence[int]], rewards: Sequence[float | None], worst: int, surprising: int
+) -> list[int]:
+    """The ticks to show, the most important first."""
+    count = len(ticks)
+    chosen = [0, count - 1]
+    failed = [tick for tick, block in enumerate(blocks) if any(graph.nodes[index].kind is NodeKind.EXCEPTION for index in block)]
+    chosen += [tick for tick in failed[-2:] if tick not in chosen]
+    known = {tick: reward for tick, reward in enumerate(rewards[:count]) if reward is not None}
+    if known and min(known.values()) < max(known.values()):
+        lowest = sorted((tick for tick in known if tick not in chosen), key=lambda tick: known[tick])
+        chosen += lowest[:worst]
+    surprise = _surprise(graph, blocks)
+    unusual = sorted((tick for tick in range(count) if tick not in chosen and surprise[tick] > 0), key=lambda tick: -surprise[tick])
+    chosen += unusual[:surprising]
+    chosen += [tick for tick in (1,) if tick not in chosen]  # an ordinary second tick shows how ticks connect
+    return chosen
+
+
+def _surprise(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> list[float]:
+    """How far each tick is from the others: its rarity of structure, or its values' largest distance from their median."""
+    shapes = [_structure(graph, block, blocks[tick - 1] if tick else ()) for tick, block in enumerate(blocks)]
+    ids: dict[tuple[Any, ...], int] = {}
+    kinds = [ids.setdefault(shape, len(ids)) for shape in shapes]
+    sizes = Counter(kinds)
+    usual = sizes.most_common(1)[0][1]
+    surprise = [100.0 * (usual / sizes[kind] - 1.0) / len(kinds) for kind in kinds]
+    members: dict[int, list[int]] = {}
+    for tick, kind in enumerate(kinds):
+        members.setdefault(kind, []).append(tick)
+    for group in members.values():
+        if len(group) < 4:
+            continue
+        for place in range(len(blocks[group[0]])):
+            rows = [_numbers(graph.nodes[blocks[tick][place]].value) for tick in group]
+            for component in range(min(map(len, rows))):
+                column = [row[component] for row in rows]
+                middle = statistics.median(column)
+                spread = _SCALED * statistics.median(abs(number - middle) for number in column)
+                if spread > 0:
+                    for tick, number in zip(group, column, strict=True):
+                        surprise[tick] = max(surprise[tick], abs(number - middle) / spread - 2.0)
+    return surprise
+
+
+# --- making the folded graph ----------------------------------------------------------------------------------------
+
+
+def _fold(graph: TraceGraph, ticks: Ticks, blocks: Sequence[Sequence[int]], chosen: Iterable[int]) -> TraceGraph:
+    shown = set(chosen)
+    tick_of = {index: tick for tick, block in enumerate(blocks) for index in block}
+    hidden = {index for index, tick in tick_of.items() if tick not in shown}
+    nodes: list[TraceNode] = []
+    place: dict[int, int] = {}
+    gap_place: dict[int, int] = {}  # by the tick that a gap starts with
+    gap_of = _gaps(len(ticks), shown)
+    needed = _needed(graph, hidden)
+    for index, node in enumerate(graph.nodes):
+        if index in hidden:
+            gap = gap_of[tick_of[index]]
+            if gap[0] not in gap_place and index == blocks[gap[1]][-1]:
+                gap_place[gap[0]] = len(nodes)
+                nodes.append(_gap_node(graph, blocks, gap, place, gap_place, tick_of, gap_of, nodes))
+            continue
+        if not node.operator and index not in needed:
+            continue
+        parents = [_placed(parent, place, gap_place, tick_of, gap_of) for parent in node.parents]
+        kept = [(parent, name) for parent, name in zip(parents, _roles(node), strict=True) if parent is not None]
+        place[index] = len(nodes)
+        nodes.append(msgspec.structs.replace(node, parents=tuple(parent for parent, _ in kept), arguments=tuple(name for _, name in kept)))
+    functions = dict(graph.functions)
+    if hidden:
+        functions[FOLDED] = TraceFunction(documentation=_DOCUMENTATION)
+    used = {node.operator for node in nodes}
+    output = graph.output
+    return msgspec.structs.replace(
+        graph,
+        nodes=tuple(nodes),
+        functions={name: function for name, function in functions.items() if name in used},
+        output=None if output is None else _placed(output, place, gap_place, tick_of, gap_of),
+    )
+
+
+def _roles(node: TraceNode) -> tuple[str, ...]:
+    return node.arguments + ("",) * (len(node.parents) - len(node.arguments))
+
+
+def _gaps(count: int, shown: set[int]) -> dict[int, tuple[int, int]]:
+    """For each hidden tick the run of hidden ticks that it is in."""
+    gaps: dict[int, tuple[int, int]] = {}
+    start = None
+    for tick in range(count + 1):
+        if tick < count and tick not in shown:
+            start = tick if start is None else start
+        elif start is not None:
+            gaps.update(dict.fromkeys(range(start, tick), (start, tick - 1)))
+            start = None
+    return gaps
+
+
+def _needed(graph: TraceGraph, hidden: set[int]) -> set[int]:
+    """The inputs that something shown uses, and every parameter."""
+    needed = {index for index, node in enumerate(graph.nodes) if node.kind is NodeKind.PARAMETER or index == graph.output}
+    for index, node in enumerate(graph.nodes):
+        if index not in hidden:
+            needed.update(node.parents)
+    return needed
+
+
+def _placed(
+    index: int, place: Mapping[int, int], gap_place: Mapping[int, int], tick_of: Mapping[int, int], gap_of: Mapping[int, tuple[int, int]]
+) -> int | None:
+    if index in place:
+        return place[index]
+    tick = tick_of.get(index)
+    return None if tick is None or tick not in gap_of else gap_place.get(gap_of[tick][0])
+
+
+def _gap_node(
+    graph: TraceGraph,
+    blocks: Sequence[Sequence[int]],
+    gap: tuple[int, int],
+    place: Mapping[int, int],
+    gap_place: Mapping[int, int],
+    tick_of: Mapping[int, int],
+    gap_of: Mapping[int, tuple[int, int]],
+    nodes: Sequence[TraceNode],
+) -> TraceNode:
+    """The node that stands for the ticks of one gap: parents are the parameters and the last shown nodes that they go back to."""
+    first, last = gap
+    inside = {index for tick in range(first, last + 1) for index in blocks[tick]}
+    sources: set[int] = set()
+    for index in inside:
+        for parent in graph.nodes[index].parents:
+            if parent not in inside:
+                found = _placed(parent, place, gap_place, tick_of, gap_of)
+                if found is not None and found < len(nodes) and nodes[found].kind is not NodeKind.INPUT:
+                    sources.add(found)
+    own = gap_place.get(first)
+    sources.discard(-1 if own is None else own)
+    ranked = sorted(sources, key=lambda source: (nodes[source].kind is not NodeKind.PARAMETER, -source))[:_MAX_SOURCES]
+    parents = tuple(sorted(ranked))
+    return TraceNode(
+        name=f"ticks_{first}_to_{last}",
+        kind=NodeKind.MESSAGE,
+        operator=FOLDED,
+        parents=parents,
+        arguments=tuple(nodes[parent].name for parent in parents),
+        value={
+            "$type": "ticks",
+            "count": last - first + 1,
+            "first": first,
+            "last": last,
+            "values": _figures(graph, blocks[first : last + 1]),
+        },
+        description="",
+    )
+
+
+def _figures(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Low, high and mean of the numbers at each place of a tick, by operator; a list of them where values have several numbers."""
+    columns: dict[str, list[list[float]]] = {}
+    for block in blocks:
+        seen: Counter[str] = Counter()
+        for index in block:
+            node = graph.nodes[index]
+            seen[node.operator] += 1
+            name = node.operator if seen[node.operator] == 1 else f"{node.operator} #{seen[node.operator]}"
+            if name not in columns and len(columns) >= _MAX_FIGURES:
+                continue
+            numbers = _numbers(node.value)
+            if numbers:
+                columns.setdefault(name, []).append(numbers)
+    figures: dict[str, Any] = {}
+    for name, rows in columns.items():
+        width = min(map(len, rows))
+        low, high, mean = (
+            [float(f"{pick(row[component] for row in rows):.4g}") for component in range(width)] for pick in (min, max, statistics.fmean)
+        )
+        figures[name] = {"low": low[0], "high": high[0], "mean": mean[0]} if width == 1 else {"low": low, "high": high, "mean": mean}
+    return figures
+
+
+def _shortened(graph: TraceGraph, budget: int) -> TraceGraph:
+    """`graph` with texts cut, ever shorter, until it fits (parameters keep theirs), and then without documentation."""
+    made = graph
+    for limit in (400, 160, 60, 24):
+        nodes = tuple(
+            node
+            if node.kind is NodeKind.PARAMETER
+            else msgspec.structs.replace(node, value=_cut(node.value, limit), description=node.description[:limit])
+            for node in made.nodes
+        )
+        functions = {
+            name: TraceFunction(documentation=function.documentation[:limit], source=function.source[: limit * 4])
+            for name, function in made.functions.items()
+        }
+        made = msgspec.structs.replace(made, nodes=nodes, functions=functions)
+        if estimate_tokens(made) <= budget:
+            break
+    return made
+
+
+def _cut(value: Any, limit: int) -> Any:
+    if _width(value) <= limit:
+        return value
+    if isinstance(value, str):
+        half = limit // 2
+        return {"$type": "text", "length": len(value), "start": value[: limit - half], "end": value[-half:]}
+    if isinstance(value, Mapping) and "$type" in value:
+        return {key: _cut(item, limit // 2) for key, item in list(value.items())[:6]}
+    if isinstance(value, list):
+        return {"$type": "list", "length": len(value), "start": [_cut(item, limit // 4) for item in value[: max(1, limit // 40)]]}
+    if isinstance(value, Mapping):
+        kept = dict(list(value.items())[: max(1, limit // 40)])
+        return {"$type": "dict", "length": len(value), "items": {key: _cut(item, limit // 4) for key, item in kept.items()}}
+    return value
+
+
+def shorten(graph: TraceGraph, nodes: int) -> TraceGraph:
+    """`graph` with at most about `nodes` nodes: the first and the last ones, with one node for what lies between. For pictures."""
+    if nodes < 4:
+        raise TraceError("a shortened graph needs at least 4 nodes")
+    if len(graph.nodes) <= nodes:
+        return graph
+    start = nodes // 3
+    end = len(graph.nodes) - (nodes - start)
+    kept = [index for index in range(len(graph.nodes)) if index < start or index >= end or graph.nodes[index].kind is NodeKind.PARAMETER]
+    between = end - start - sum(start <= index < end for index in kept)
+    made: list[TraceNode] = []
+    place: dict[int, int] = {}
+    gap: int | None = None
+    for index in kept:
+        if index >= end and gap is None:
+            gap = len(made)
+            parents = tuple(range(max(0, gap - _MAX_SOURCES), gap))
+            made.append(
+                TraceNode(
+                    name=f"{between} more",
+                    kind=NodeKind.MESSAGE,
+                    operator=FOLDED,
+                    parents=parents,
+                    arguments=("",) * len(parents),
+                    value={"$type": "nodes", "count": between},
+                )
+            )
+        node = graph.nodes[index]
+        above = dict.fromkeys(place.get(parent, gap) for parent in node.parents)
+        parents = tuple(parent for parent in above if parent is not None)
+        place[index] = len(made)
+        made.append(msgspec.structs.replace(node, parents=parents, arguments=("",) * len(parents)))
+    output = graph.output
+    return msgspec.structs.replace(graph, nodes=tuple(made), output=None if output is None else place.get(output, gap))
