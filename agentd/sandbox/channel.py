@@ -17,6 +17,7 @@ from agentd.records import Value
 from agentd.sandbox.wire import (
     FRAGMENTED,
     MAX_ERROR_MESSAGE,
+    MAX_MESSAGE,
     MAX_PACKET,
     MAX_TRACEBACK,
     Answer,
@@ -27,7 +28,6 @@ from agentd.sandbox.wire import (
     reply_of,
     shortened,
 )
-
 
 _NUMBERS = struct.Struct("256I")
 
@@ -75,8 +75,10 @@ class Channel:
         """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.
 
         The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call
-        keeps its place: the worker finishes it, and the answer is thrown away.
+        keeps its place: the worker finishes it, and the answer is thrown away. Raises CodecError for a message that is too long.
         """
+        if len(message) > MAX_MESSAGE:
+            raise CodecError(f"a message of {len(message)} bytes is longer than the {MAX_MESSAGE} that a worker's channel carries")
         future: asyncio.Future[Value] = self._loop.create_future()
         call = _Call(number, message, timeout, future)
         if self._error is not None:

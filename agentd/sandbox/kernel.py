@@ -5,6 +5,8 @@ import functools
 import os
 from typing import Any
 
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
 
 class KernelError(OSError):
     """The kernel refused, or lacks, something that isolation needs."""

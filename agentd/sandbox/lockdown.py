@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from agentd.sandbox import landlock, namespaces, seccomp
-from agentd.sandbox.kernel import KernelError, library_call, prctl
+from agentd.sandbox.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, KernelError, library_call, prctl
 
 FIRST_WORKER_UID = 2_000_000_000
 """Workers of a root zygote get a random uid of their own above this: two workers can't even signal each other."""
@@ -22,7 +22,6 @@ NOBODY = 65_534
 DESCRIPTORS = 16
 """The highest number of a descriptor that a worker may have, plus one."""
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -40,11 +39,11 @@ def lock_down(*, level: int, memory_bytes: int, parent: int) -> None:
     if sys.platform != "linux":
         return
     _drop_capabilities()
-    prctl(_PR_SET_DUMPABLE, 0, what="dumpable")  # no core, no /proc/<pid>/mem, no ptrace by others of the same user
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, what="parent death signal")
+    prctl(PR_SET_DUMPABLE, 0, what="dumpable")  # no core, no /proc/<pid>/mem, no ptrace by others of the same user
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, what="parent death signal")
     if os.getppid() != parent:
         raise SystemExit("the zygote is gone")
-    prctl(_PR_SET_NO_NEW_PRIVS, 1, what="no_new_privs")
+    prctl(PR_SET_NO_NEW_PRIVS, 1, what="no_new_privs")
     if level >= 2:
         version = landlock.abi()
         architecture = seccomp.architecture_of(os.uname().machine)
@@ -75,7 +74,7 @@ def _limit_resources(memory_bytes: int) -> None:
 
 def _address_space() -> int:
     """Bytes of address space that this process has: the zygote's, since it was forked a moment ago."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     return pages * resource.getpagesize()
 
 

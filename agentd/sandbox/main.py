@@ -15,16 +15,17 @@ import socket
 import sys
 
 from agentd import codec
-from agentd.sandbox import isolation, namespaces
+from agentd.sandbox import isolation, kernel, namespaces
 from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, Ready, StartFailed
 
 ORPHAN_CHECK_MS = 1000
 """How often to look whether the runner still lives, where the closing of a datagram socket is not told (no SOCK_SEQPACKET)."""
 
 ALWAYS_IMPORTED = (
-    "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "enum", "functools", "heapq",
-    "inspect", "itertools", "linecache", "logging", "math", "operator", "random", "statistics", "string", "textwrap", "tokenize",
-    "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies", "agentd.sandbox.judging",
+    "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "encodings.ascii",
+    "encodings.latin_1", "enum", "functools", "heapq", "inspect", "itertools", "linecache", "logging", "math", "operator", "random",
+    "statistics", "string", "textwrap", "tokenize", "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies",
+    "agentd.sandbox.judging",
 )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def _enter_namespaces() -> None:
         os.closerange(0, 1024)  # the control socket above all: its end must be told when the child ends
         status = os.waitpid(child, 0)[1]
         os._exit(min(255, abs(os.waitstatus_to_exitcode(status))))
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL, what="parent death signal")
 
 
 def _import_all(names: list[str]) -> None:

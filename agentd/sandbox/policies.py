@@ -15,10 +15,11 @@ from agentd.errors import LoadError, TraceError
 from agentd.records import Kind, Parameter, Value
 from agentd.sandbox.loader import load_entrypoint
 from agentd.sandbox.wire import Act, Finish, Load, LoadState, Request, Reset, State
+from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError
 from agentd.trace.export import Limits, export
 from agentd.trace.graph import Graph
-from agentd.trace.nodes import Node, unwrap
+from agentd.trace.operations import unwrap
 from agentd.trace.parameters import assign, describe, find_parameters
 
 MAX_INSTANCES = 2_000
@@ -32,7 +33,7 @@ class Seat:
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
-        self.act: Callable[[Node], Any] = policy.act
+        self.act: Callable[[AbstractNode], Any] = policy.act
         self.begin()
 
     def begin(self) -> None:
@@ -40,12 +41,12 @@ class Seat:
         self.graph = Graph()
         self.context = contextvars.copy_context()
         self.context.run(self.graph.__enter__)
-        self.observation: Node | None = None
+        self.observation: AbstractNode | None = None
         self.action: Any = None
-        self.error: Node | None = None
+        self.error: AbstractNode | None = None
         self.dropped = 0
 
-    def observe(self, observation: Value) -> Node:
+    def observe(self, observation: Value) -> AbstractNode:
         """The node of what the device sees now: what the environment made of the last observation and action."""
         if self.observation is None:
             made = self.graph.message("environment_reset", {}, observation, "The first observation of the episode.")
@@ -109,16 +110,16 @@ class PolicyProgram:
         except ExecutionError as error:
             seat.error = error.exception_node
             raise
-        if isinstance(result, Node):
+        if isinstance(result, AbstractNode):
             seat.action = result
             return result._data  # noqa: SLF001 - reading it here must not count as a read by the program
-        found: list[Node] = []
+        found: list[AbstractNode] = []
         plain = unwrap(result, found)
-        inputs = {f"part{number}": part for number, part in enumerate(found)}
+        inputs: dict[str, Any] = {f"part{number}": part for number, part in enumerate(found)}
         seat.action = seat.graph.message("action", inputs, plain, "The action, put together from its parts.") if found else plain
         return plain
 
-    def _call(self, seat: Seat, observation: Node) -> Any:
+    def _call(self, seat: Seat, observation: AbstractNode) -> Any:
         result = seat.act(observation)
         return self._complete(result) if type(result) is CoroutineType or isinstance(result, Awaitable) else result
 
@@ -163,7 +164,7 @@ class PolicyProgram:
 
     def _complete(self, result: Any) -> Any:
         """The result of what may be a coroutine: authors may write `async def` anywhere."""
-        if not inspect.isawaitable(result) or isinstance(result, Node):
+        if not inspect.isawaitable(result) or isinstance(result, AbstractNode):
             return result
         return self._loop.run_until_complete(_await(result))
 
@@ -176,7 +177,7 @@ def _nothing() -> Any:
     raise LoadError("the program was not loaded")
 
 
-def _plain(node: Node) -> Value:
+def _plain(node: AbstractNode) -> Value:
     return node._data  # noqa: SLF001 - as in _act
 
 

@@ -80,10 +80,10 @@ class PolicyWorker:
         number = self._channel.next_number()
         request = Act(number, device, tick, observation, replaced, safe if replaced else None)
         try:
-            message = codec.encode(request)
+            answer = self._channel.call(number, codec.encode(request), self._limits.step_timeout)
         except CodecError as error:
             raise PolicyError(f"the observation can't be passed on: {error}") from error
-        return await self._channel.call(number, message, self._limits.step_timeout)
+        return await answer
 
     async def finish(self, device: str, final_observation: Value) -> bytes | None:
         """End the episode; its encoded TraceGraph (untrusted) with `episode_end` as output, None if there was no tick."""

@@ -70,10 +70,10 @@ class WorkerProcess:
         """Send a request; its answer, which must come within `seconds`. Raises PolicyError also for a request that is too large to send."""
         number = self.channel.next_number()
         try:
-            message = codec.encode(make(number))
-            return await self.channel.call(number, message, seconds)
+            answer = self.channel.call(number, codec.encode(make(number)), seconds)
         except CodecError as error:
             raise PolicyError(str(error)) from error
+        return await answer
 
     def kill(self) -> None:
         """End the process now, whatever it does."""

@@ -164,10 +164,7 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
         value = program.load(request) if isinstance(request, Load) else program.handle(request)
         if telltale is not None:
             telltale.tell()
-        reply = codec.encode(Answer(request.id, value))
-        if len(reply) > MAX_MESSAGE:
-            raise CodecError(f"an answer of {len(reply)} bytes, where at most {MAX_MESSAGE} can travel")
-        return reply
+        return _encode_answer(Answer(request.id, value))
     except MemoryError as error:
         reserve.clear()
         _forget_locals(error.__traceback__)
@@ -176,6 +173,13 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
         if telltale is not None:
             telltale.forget()
         return codec.encode(_failure(request, error))
+
+
+def _encode_answer(answer: Answer) -> bytes:
+    message = codec.encode(answer)
+    if len(message) > MAX_MESSAGE:
+        raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_MESSAGE} can travel")
+    return message
 
 
 def _forget_locals(trace: TracebackType | None) -> None:

@@ -27,10 +27,8 @@ MAX_TRACEBACK = 20_000
 
 
 def packets(message: bytes) -> Iterator[bytes | memoryview]:
-    """The packets of a message, in order. Raises CodecError for one longer than MAX_MESSAGE."""
+    """The packets of a message of at most MAX_MESSAGE bytes, in order."""
     size = len(message)
-    if size > MAX_MESSAGE:
-        raise CodecError(f"a message of {size} bytes is longer than the {MAX_MESSAGE} that a worker's channel carries")
     if size <= MAX_PACKET:
         yield message
         return

@@ -225,7 +225,7 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
 
 def _own_view(handle: int, pid: int) -> int:
     """The pid of a process in other namespaces as we see it."""
-    for line in Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").splitlines():
+    for line in Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == "Pid":
             return int(value)

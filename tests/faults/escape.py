@@ -1,7 +1,7 @@
 """The arena of the escape tests: attacks are functions, whose source becomes a policy that runs in a locked worker.
 
-An attack gets `target` (a file and a folder, a listening port, a process, the runner's pid) and returns something true when it succeeded. It
-must fail, in the way that it declares; nothing of the target may have changed; and the next worker must still serve.
+An attack gets `target` (a file and a folder, a listening port, a process, the runner's pid) and returns something true when it succeeded.
+It must fail, in the way that it declares; nothing of the target may have changed; and the next worker must still serve.
 """
 
 import ast
@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,9 +25,9 @@ from agentd.records import Source, make_revision
 from agentd.sandbox import Limits, PolicyWorker, Zygote
 
 MODULES = (
-    "asyncio", "builtins", "ctypes", "encodings.idna", "fcntl", "gc", "importlib", "io", "linecache", "math", "mmap", "msgspec", "multiprocessing", "numpy", "numpy.ctypeslib", "os",
-    "pathlib", "pickle", "re", "resource", "shutil", "signal", "socket", "stat", "struct", "subprocess", "sys", "tempfile", "threading", "time",
-    "urllib.error", "urllib.request",
+    "asyncio", "builtins", "ctypes", "encodings.idna", "fcntl", "gc", "importlib", "io", "linecache", "math", "mmap", "msgspec",
+    "multiprocessing", "numpy", "numpy.ctypeslib", "os", "pathlib", "pickle", "re", "resource", "shutil", "signal", "socket", "stat",
+    "struct", "subprocess", "sys", "tempfile", "threading", "time", "urllib.error", "urllib.request",
 )  # fmt: skip
 """What attackers may import: all they want, so that it is the lockdown that is tried, and not the list of allowed imports."""
 
@@ -42,7 +42,7 @@ KILLED = "killed by the kernel for the system call"
 
 @dataclass(frozen=True)
 class Attack:
-    """A way to break out. `fate` is how it must end; `works_unlocked` says that it succeeds where nothing is locked, which is then shown."""
+    """A way to break out. `fate` is how it must end; `works_unlocked`: it succeeds where nothing is locked, which is then shown."""
 
     function: Callable[[dict[str, Any]], Any]
     fate: Any
@@ -108,10 +108,10 @@ class Target:
         self.file.write_text(SECRET)
         self.file.chmod(0o666)
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
+        self.listener.setblocking(False)  # noqa: FBT003 - the standard library takes it by position
         self.victim = subprocess.Popen(["/bin/sleep", "600"])
 
-    def __enter__(self) -> "Target":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

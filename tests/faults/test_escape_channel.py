@@ -87,7 +87,7 @@ async def test_a_worker_that_lies_is_killed_and_called_a_liar(zygote: Zygote, li
     async with await start(zygote, LIAR.format(lie=LIES[lie]), "Liar") as worker:
         await worker.reset("robot", "episode", 1)
         first = await outcome(worker.act("robot", 0, 0))
-        # A second answer may arrive after the first was taken: it is then a message that nobody asked for, or an answer to the wrong request.
+        # A second answer may arrive after the first was taken: it is then one that nobody asked for, or to the wrong request.
         await asyncio.wait_for(worker.died.wait(), 10)
         assert isinstance(worker.reason, ProtocolViolation), worker.reason
         assert first == 1 or first is worker.reason

@@ -1,5 +1,7 @@
 """Attacks on files: reading, writing, listing, and reaching them by the back doors of numpy, ctypes and /proc."""
 
+# ruff: noqa: PTH101, PTH102, PTH104, PTH107, PTH116, PTH123, PTH208, PTH211 - attackers are not tidy
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
