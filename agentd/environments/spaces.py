@@ -82,10 +82,7 @@ def _fit_box(space: Space, value: Value) -> Value:
     if len(space.shape) == 1 and type(value) is list and len(value) == space.shape[0]:
         items = value  # the common case, without numpy
     else:
-        try:
-            array = np.asarray(value, dtype=float)
-        except (TypeError, ValueError):
-            raise ValueError(f"numbers of shape {space.shape} were expected, not {_shown(value)}") from None
+        array = _array(space, value)
         if array.size == 1 and math.prod(space.shape) == 1:
             array = array.reshape(space.shape)
         if array.shape != space.shape:
@@ -97,6 +94,16 @@ def _fit_box(space: Space, value: Value) -> Value:
     return fitted if len(space.shape) == 1 else np.array(fitted).reshape(space.shape)
 
 
+def _array(space: Space, value: Value) -> Any:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"numbers of shape {space.shape} were expected, not {_shown(value)}")
+    return array.astype(float)
+
+
 def _bound(bound: float | tuple[float | None, ...] | None, index: int) -> float | None:
     return bound[index] if isinstance(bound, tuple) else bound
 
@@ -104,7 +111,10 @@ def _bound(bound: float | tuple[float | None, ...] | None, index: int) -> float 
 def _within(item: Any, low: float | None, high: float | None, index: int) -> float:
     if not isinstance(item, int | float):
         raise ValueError(f"component {index} is not a number: {_shown(item)}")  # noqa: TRY004 - one kind of error for "not in the space"
-    number = float(item)
+    try:
+        number = float(item)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"component {index} is {number}")
     if low is not None and number < low:

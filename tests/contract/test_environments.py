@@ -1,0 +1,131 @@
+"""What every environment promises the runner (agentd.environments.contract), asked of each of them."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+
+from agentd.clock import SystemClock
+from agentd.environments import Joined, make_environment
+from agentd.environments.spaces import fit
+
+TICKS = 12
+
+
+@contextlib.asynccontextmanager
+async def robot(url):
+    command = [sys.executable, "-m", "agentd.environments.standin", "--broker", url, "--agent", "cartpole", "--max-steps", "500"]
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@contextlib.contextmanager
+def embedded_broker():
+    process = subprocess.Popen([sys.executable, "-m", "agentd.environments.broker"], stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"mqtt://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(params=["gymnasium", "mqtt over mosquitto", "mqtt over the embedded broker"])
+async def environment(request, make_spec):
+    async with contextlib.AsyncExitStack() as stack:
+        spec, broker = make_spec(), None
+        if request.param != "gymnasium":
+            tables = {
+                "kind": "mqtt",
+                "observation_space": {"low": -100.0, "high": 100.0, "shape": [4]},
+                "action_space": {"discrete": 2},
+                "safe_action": {"value": 0},
+            }
+            spec = make_spec(environment=tables)
+            if request.param == "mqtt over mosquitto":
+                broker = request.getfixturevalue("mosquitto").url
+            else:
+                broker = await asyncio.to_thread(stack.enter_context, embedded_broker())
+            await stack.enter_async_context(robot(broker))
+        made = make_environment(spec, session="s1", broker=broker, clock=SystemClock(), generator=random.Random(1))
+        yield await stack.enter_async_context(made)
+
+
+async def first_device(environment):
+    async with asyncio.timeout(20):
+        changes = environment.changes()
+        while not isinstance(change := await anext(changes), Joined):
+            pass
+        return change.device
+
+
+async def test_a_device_joins_with_a_name_and_says_whether_it_is_seedable(environment):
+    device = await first_device(environment)
+    assert device.id
+    assert device.seedable is True
+    assert environment.connected
+
+
+async def test_an_episode_begins_at_tick_zero_inside_the_space(environment):
+    device = await first_device(environment)
+    first = await device.reset("e1", 1, TICKS)
+    assert (first.tick, first.last, first.reward) == (0, False, None)
+    assert fit(environment.observation_space, first.observation) == first.observation
+    assert isinstance(first.observation, list)
+
+
+async def test_each_step_is_one_tick_with_its_reward_and_the_last_is_truncated(environment):
+    device = await first_device(environment)
+    transition = await device.reset("e1", 1, TICKS)
+    seen = [transition]
+    while not transition.last:
+        transition = await device.step(len(seen) % 2, revision="r", safe=False)
+        seen.append(transition)
+    assert [one.tick for one in seen] == list(range(TICKS + 1))
+    assert all(isinstance(one.reward, float) for one in seen[1:])
+    assert (seen[-1].terminated, seen[-1].truncated) == (False, True)
+    assert all(before.received_at <= after.received_at for before, after in itertools.pairwise(seen))
+    assert not any(one.fallback for one in seen)
+
+
+async def test_equal_seeds_begin_equal_episodes_and_others_do_not(environment):
+    device = await first_device(environment)
+    first, second, other = [(await device.reset(f"e{number}", seed, TICKS)).observation for number, seed in enumerate((5, 5, 6))]
+    assert first == second
+    assert first != other
+
+
+async def test_an_episode_can_be_left_for_a_new_one(environment):
+    device = await first_device(environment)
+    await device.reset("e1", 1, TICKS)
+    await device.step(1, revision="r", safe=False)
+    await device.rest(environment.safe_action)
+    assert (await device.reset("e2", 1, TICKS)).tick == 0
+    assert (await device.step(1, revision="r", safe=False)).tick == 1
+
+
+async def test_waiting_for_an_episode_that_nobody_begins_can_be_given_up(environment):
+    device = await first_device(environment)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await device.begun()
+    assert (await device.reset("e1", 1, TICKS)).tick == 0
+
+
+async def test_the_safe_action_is_in_the_action_space(environment):
+    assert fit(environment.action_space, environment.safe_action) == environment.safe_action
+
+
+async def test_announcing_and_closing_never_raise(environment):
+    for status in ("starting", "ready", "paused", "stopped"):
+        await environment.announce(status)
+    await environment.aclose()
+    await environment.announce("stopped")
+    await environment.aclose()

@@ -1,0 +1,128 @@
+"""What the runner keeps for a daemon that is slow, or gone."""
+
+import asyncio
+
+import pytest
+
+from agentd import codec
+from agentd.records import Episode, Event, Outcome, Purpose, Role
+from agentd.runners import spool as module
+from agentd.runners.messages import EPISODE_WINDOW, Counted, Finished, FromRunner, Happened, Log
+from agentd.runners.spool import Spool
+
+
+def episode(number, trace=b""):
+    return Episode(
+        id=f"e{number}",
+        agent="a",
+        device="d",
+        revision="r",
+        role=Role.STABLE,
+        purpose=Purpose.NORMAL,
+        outcome=Outcome.FINISHED,
+        started_at=0.0,
+        duration=1.0,
+        trace=trace,
+    )
+
+
+async def taken(spool):
+    """Everything that can be sent now."""
+    found = []
+    while True:
+        try:
+            async with asyncio.timeout(0.02):
+                found.append(codec.decode((await spool.next())[4:], FromRunner))
+        except TimeoutError:
+            return found
+
+
+async def test_episodes_are_sent_in_order_and_no_more_than_the_window_at_a_time():
+    spool = Spool()
+    for number in range(EPISODE_WINDOW + 3):
+        spool.add_episode(episode(number))
+    first = await taken(spool)
+    assert [one.episode.id for one in first] == [f"e{number}" for number in range(EPISODE_WINDOW)]
+    spool.acknowledge("e0")
+    assert [one.episode.id for one in await taken(spool)] == [f"e{EPISODE_WINDOW}"]
+
+
+async def test_a_new_daemon_is_told_everything_that_was_not_acknowledged():
+    spool = Spool()
+    for number in range(3):
+        spool.add_episode(episode(number))
+    await taken(spool)
+    spool.acknowledge("e1")
+    spool.rewind()
+    assert [one.episode.id for one in await taken(spool)] == ["e0", "e2"]
+
+
+async def test_the_oldest_episodes_make_room_and_are_counted(monkeypatch):
+    monkeypatch.setattr(module, "MAX_EPISODES", 3)
+    spool = Spool()
+    for number in range(5):
+        spool.add_episode(episode(number))
+    spool.report()
+    told = await taken(spool)
+    assert [one.episode.id for one in told if isinstance(one, Finished)] == ["e2", "e3", "e4"]
+    assert [one.deltas for one in told if isinstance(one, Counted)] == [{"spool.dropped_episodes": 2.0}]
+
+
+async def test_memory_is_bounded_by_bytes_too(monkeypatch):
+    monkeypatch.setattr(module, "MAX_EPISODE_BYTES", 3000)
+    spool = Spool()
+    for number in range(5):
+        spool.add_episode(episode(number, trace=b"x" * 1000))
+    assert len(spool) == 2
+
+
+async def test_an_episode_that_can_not_travel_is_counted_and_hurts_nothing():
+    spool = Spool()
+    spool.add_episode(episode(0, trace=object()))
+    spool.report()
+    assert [one.deltas for one in await taken(spool)] == [{"spool.unsendable": 1.0}]
+
+
+async def test_counts_add_up_until_they_are_reported():
+    spool = Spool()
+    spool.count("a")
+    spool.count("a", 1.5)
+    spool.report()
+    spool.report()
+    assert [one.deltas for one in await taken(spool)] == [{"a": 2.5}]
+
+
+async def test_lines_are_bounded_and_the_dropped_are_counted(monkeypatch):
+    monkeypatch.setattr(module, "MAX_LINES", 2)
+    spool = Spool()
+    for number in range(5):
+        spool.log(f"line {number}")
+    spool.report()
+    assert await taken(spool) == [Log(lines=("line 3", "line 4"), dropped=3)]
+
+
+async def test_events_of_a_long_absence_are_bounded_and_the_newest_stay(monkeypatch):
+    monkeypatch.setattr(module, "MAX_MESSAGES", 2)
+    spool = Spool()
+    for number in range(5):
+        spool.happened(Event(kind=f"k{number}", at=0.0))
+    assert [one.event.kind for one in await taken(spool) if isinstance(one, Happened)] == ["k3", "k4"]
+
+
+async def test_it_is_emptied_when_the_daemon_has_everything():
+    spool = Spool()
+    spool.add_episode(episode(0))
+    waiting = asyncio.create_task(spool.emptied())
+    await taken(spool)
+    assert not waiting.done()
+    spool.acknowledge("e0")
+    async with asyncio.timeout(5):
+        await waiting
+
+
+@pytest.mark.parametrize("unknown", ["e9", ""])
+async def test_acknowledging_what_is_unknown_is_harmless(unknown):
+    spool = Spool()
+    spool.add_episode(episode(0))
+    spool.acknowledge(unknown)
+    assert len(spool) == 1
