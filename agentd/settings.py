@@ -118,7 +118,7 @@ class DaemonSettings(BaseSettings):
     @property
     def shown_store_url(self) -> str:
         """The store's URL without its password, for logs and answers."""
-        return _PASSWORD_IN_URL.sub(r"\1:***@", self.store_url)
+        return masked(self.store_url)
 
     @property
     def loopback_only(self) -> bool:
@@ -129,6 +129,11 @@ class DaemonSettings(BaseSettings):
     def missing_key(self) -> str | None:
         """The variable that `api_key_env` names and that is not set, if so."""
         return self.api_key_env if self.api_key_env and self.api_key is None else None
+
+
+def masked(url: str) -> str:
+    """`url` without its password."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
 
 
 def find_config(config: Path | None = None) -> Path | None:
@@ -170,7 +175,7 @@ def load_settings(config: Path | None = None, **arguments: Any) -> DaemonSetting
         found += [_blame(mistake, given, environment) for mistake in mistakes(error, DaemonSettings, merged, str(path))]
         settings = None
     if found or settings is None:
-        raise SpecError(found)
+        raise SpecError(list(dict.fromkeys(found)))
     state_directory = settings.state_directory.expanduser().absolute()
     return settings.model_copy(
         update={

@@ -74,7 +74,7 @@ def _login(problem: str = "") -> Markup:
         element("input", id="token", name="token", type="password", autocomplete="off", required=True, autofocus=True),
         element("button", "Look", type="submit"),
         element("p", problem, class_="problem", role="alert") if problem else None,
-        element("p", element("code", "agentd token"), " prints it, and a link that needs no typing.", class_="hint"),
+        element("p", element("code", "agentd token --link"), " prints a link that needs no typing.", class_="hint"),
         method="post",
         action="/login",
         id="login",

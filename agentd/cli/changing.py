@@ -89,7 +89,7 @@ def submit(
 def _seconds(wait: str | None) -> float | None:
     if wait is None:
         return None
-    from agentd.configuration import parse_duration  # noqa: PLC0415 - pydantic is slow to import
+    from agentd.configuration import parse_duration  # noqa: PLC0415 - only with --wait
 
     try:
         return parse_duration(wait)

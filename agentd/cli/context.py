@@ -77,7 +77,7 @@ class Where:
 
     def settings(self) -> "DaemonSettings":
         """The daemon's settings, as far as they matter for finding it. Raises SpecError."""
-        from agentd.settings import CONFIG_NAME, load_settings  # noqa: PLC0415 - pydantic is slow to import
+        from agentd.settings import CONFIG_NAME, load_settings  # noqa: PLC0415 - pydantic-settings is slow to import
 
         if self.state is None:
             return load_settings(self.config)

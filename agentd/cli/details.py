@@ -3,7 +3,6 @@
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 
 from agentd.cli import show
 from agentd.cli.context import Reader, Refused
@@ -45,16 +44,16 @@ def _release(out: Console, release: JSON) -> None:
         proposed = release["proposed"]
         out.print(show.text(f"\nproposed by {proposed['who']} ({proposed['algorithm']})", "bold"))
         if proposed["reasoning"]:
-            out.print(Padding(show.text(proposed["reasoning"]), (0, 0, 0, 2)))
+            out.print(show.indented(show.text(proposed["reasoning"])))
         for path, value in proposed["values"].items():
             if isinstance(value, str) and "\n" in value:
                 out.print(show.text(path, "bold"))
-                out.print(Padding(show.code(value), (0, 0, 0, 2)))
+                out.print(show.indented(show.code(value)))
             else:
                 out.print(show.text(f"{path} = {value!r}"))
     out.print(show.text("\nwhat happened", "bold"))
     rows = [(show.when(change["at"]), show.word(change["phase"]), change["who"], change["reason"]) for change in release["history"]]
-    out.print(Padding(show.table(("when", "phase", "who", "reason"), rows), (0, 0, 0, 2)))
+    out.print(show.indented(show.table(("when", "phase", "who", "reason"), rows)))
     if release["evidence"]:
         out.print(show.text("\nevidence", "bold"))
         pairs = [
@@ -69,7 +68,7 @@ def _release(out: Console, release: JSON) -> None:
             for position, pair in enumerate(release["evidence"], 1)
         ]
         heads = ("pair", "device", "stable", "candidate", "difference", "note")
-        out.print(Padding(show.table(heads, pairs, right=("pair", "stable", "candidate", "difference")), (0, 0, 0, 2)))
+        out.print(show.indented(show.table(heads, pairs, right=("pair", "stable", "candidate", "difference"))))
 
 
 def _revision(out: Console, revision: JSON) -> None:
@@ -83,7 +82,7 @@ def _revision(out: Console, revision: JSON) -> None:
     for path, value in revision["values"].items():
         if isinstance(value, str) and "\n" in value:
             out.print(show.text(path, "bold"))
-            out.print(Padding(show.code(value), (0, 0, 0, 2)))
+            out.print(show.indented(show.code(value)))
         else:
             out.print(show.text(f"{path} = {value!r}"))
 
@@ -103,7 +102,7 @@ def _episode(out: Console, episode: JSON) -> None:
         ("error", episode["error"] or episode["reason"] or "none"),
     ]
     out.print(show.text(f"episode {episode['id']}", "bold"))
-    out.print(Padding(show.table(("", ""), facts), (0, 0, 0, 2)))
+    out.print(show.indented(show.table(("", ""), facts)))
     steps = episode["steps"]
     shown = steps if len(steps) <= 12 else [*steps[:6], *steps[-6:]]
     rows = [

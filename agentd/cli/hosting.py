@@ -43,7 +43,7 @@ def run(
     agents: Annotated[Path | None, typer.Option(help="The agents directory [its setting].")] = None,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reads the agents directory again."""
-    from agentd.settings import load_settings  # noqa: PLC0415 - pydantic is slow to import
+    from agentd.settings import load_settings  # noqa: PLC0415 - pydantic-settings is slow to import
 
     try:
         settings = load_settings(config, state_directory=state and state.absolute(), agents=agents and agents.absolute())
@@ -65,7 +65,7 @@ def check(
     """Find what would go wrong: every mistake in every agent.toml, isolation, store, broker, models. Exits 1 if something would."""
 
     async def work() -> int:
-        from agentd.cli import checks  # noqa: PLC0415 - pydantic is slow to import
+        from agentd.cli import checks  # noqa: PLC0415 - it imports much of agentd
 
         found = await checks.check_all(Where(config, state), folders or [])
         print_json(checks.as_json(found)) if json else checks.print_findings(views.console(), found)
@@ -83,7 +83,7 @@ def new(
     """Write a new agent's folder: agent.toml, controller.py, feedback.py."""
 
     async def work() -> int:
-        from agentd.cli import scaffold  # noqa: PLC0415 - pydantic is slow to import
+        from agentd.cli import scaffold  # noqa: PLC0415 - only here
 
         folder = scaffold.write(name, template, into)
         note(f"wrote {folder}; `agentd check {folder}` finds mistakes, `agentd run --agents {folder.parent}` hosts it")

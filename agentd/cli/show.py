@@ -50,12 +50,17 @@ def word(value: str) -> Text:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
     """A plain table; the columns named in `right` hold numbers."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(heads))
     for head in heads:
         made.add_column(head, justify="right" if head in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
     return made
+
+
+def indented(content: Table | Text | Syntax, below: int = 0) -> Padding:
+    """`content` moved in under its heading."""
+    return Padding(content, (0, 0, below, 2), expand=False)
 
 
 def short(identity: str | None) -> str:
@@ -122,10 +127,10 @@ def print_agent(out: Console, agent: JSON) -> None:
             ("episodes", f"{agent['episodes']} since the daemon started"),
         ]
     out.print(text(agent["name"], "bold"))
-    out.print(Padding(table(("", ""), facts), (0, 0, 0, 2)))
+    out.print(indented(table(("", ""), facts)))
     if agent["release"]:
         out.print(text("release in progress", "bold"))
-        out.print(Padding(releases_table([agent["release"]]), (0, 0, 0, 2)))
+        out.print(indented(releases_table([agent["release"]])))
 
 
 def releases_table(releases: Iterable[JSON]) -> Table:
@@ -200,10 +205,10 @@ def print_parameters(out: Console, parameters: Iterable[JSON]) -> None:
         value = parameter["value"]
         if parameter["kind"] == "code":
             out.print(head)
-            out.print(Padding(code(str(value)), (0, 0, 1, 2)))
+            out.print(indented(code(str(value)), 1))
         elif isinstance(value, str) and "\n" in value:
             out.print(head)
-            out.print(Padding(text(value), (0, 0, 1, 2)))
+            out.print(indented(text(value), 1))
         else:
             head.append_text(text(f"  = {value!r}"))
             out.print(head)

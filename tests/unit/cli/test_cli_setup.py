@@ -1,0 +1,153 @@
+"""Help, new, check: before there is a daemon."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from agentd.cli.app import app
+from agentd.cli.scaffold import BLANK
+from agentd.spec import load_agent
+
+HEAVY = (
+    "numpy",
+    "litellm",
+    "optuna",
+    "gymnasium",
+    "sqlalchemy",
+    "fastapi",
+    "uvicorn",
+    "httpx",
+    "prometheus_client",
+    "structlog",
+    "aiomqtt",
+)
+"""Not pydantic: typer itself imports it."""
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_help_and_completion_import_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from agentd.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['status', '--help']).exit_code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_python_dash_m_agentd_is_the_command_line() -> None:
+    answer = subprocess.run([sys.executable, "-m", "agentd", "--version"], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip()
+
+
+def test_every_verb_of_the_manual_is_there() -> None:
+    verbs = (
+        "demo run check new agents status history show diff episodes trace logs events propose submit approve promote abort rollback pause "
+        "resume devices retry pin backup token"
+    )
+    for verb in verbs.split():
+        assert invoke(verb, "--help").exit_code == 0, verb
+
+
+def test_wrong_usage_exits_2() -> None:
+    for words in (("bogus",), ("status", "--bogus"), ("history",), ("episodes", "a", "--role", "boss"), ("demo", "--change", "nothing")):
+        assert invoke(*words).exit_code == 2, words
+
+
+def test_completion_is_offered_for_shells() -> None:
+    environment = {**os.environ, "_AGENTD_COMPLETE": "complete_bash", "COMP_WORDS": "agentd roll", "COMP_CWORD": "1"}
+    program = "from agentd.cli.app import app; app(prog_name='agentd')"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert "rollback" in answer.stdout
+
+
+def test_a_new_agent_is_without_mistakes_and_is_never_written_over(tmp_path: Path) -> None:
+    assert invoke("new", "mine", "--into", str(tmp_path)).exit_code == 0
+    spec, source = load_agent(tmp_path / "mine")
+    assert spec.agent.name == "mine"
+    assert sorted([*source.files, "agent.toml"]) == sorted(BLANK)
+    again = invoke("new", "mine", "--into", str(tmp_path))
+    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+
+
+def test_a_new_agent_can_begin_as_a_ready_one(tmp_path: Path) -> None:
+    assert invoke("new", "balance", "--template", "cartpole", "--into", str(tmp_path)).exit_code == 0
+    assert load_agent(tmp_path / "balance")[0].agent.name == "balance"
+
+
+def test_names_and_templates_that_can_not_be_are_refused(tmp_path: Path) -> None:
+    for words in (("new", "../evil"), ("new", "Has Spaces"), ("new", "ok", "--template", "nothing")):
+        answer = invoke(*words, "--into", str(tmp_path))
+        assert answer.exit_code == 2, words
+    assert list(tmp_path.glob("*.toml")) == []
+
+
+def check(tmp_path: Path, *words: str):
+    answer = invoke("check", *words, "--json", "--state", str(tmp_path / "state"))
+    return answer.exit_code, json.loads(answer.stdout)["findings"]
+
+
+def bad(findings) -> list[str]:
+    return [f"{finding['subject']}: {finding['message']}" for finding in findings if finding["level"] == "bad"]
+
+
+def test_check_finds_nothing_wrong_with_a_new_agent(tmp_path: Path) -> None:
+    invoke("new", "mine", "--into", str(tmp_path))
+    code, findings = check(tmp_path, str(tmp_path / "mine"))
+    assert (code, bad(findings)) == (0, [])
+    assert not (tmp_path / "state").exists()
+
+
+def test_check_tells_all_mistakes_of_all_agents_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        invoke("new", name, "--into", str(tmp_path))
+        file = tmp_path / name / "agent.toml"
+        file.write_text(file.read_text().replace('mode = "advise"', 'mode = "yolo"').replace("controller:Controller", "controller:Missing"))
+    code, findings = check(tmp_path, str(tmp_path / "one"), str(tmp_path / "two"))
+    assert code == 1
+    assert len(bad(findings)) == 4
+
+
+def test_check_says_what_the_environment_lacks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("AGENTD_MODELS", "openai/gpt-4.1-mini,nonsense")
+    monkeypatch.setenv("AGENTD_BROKER_URL", "mqtt://127.0.0.1:9")
+    invoke("new", "robot", "--template", "cartpole", "--into", str(tmp_path))
+    invoke("new", "mine", "--into", str(tmp_path))
+    file = tmp_path / "mine" / "agent.toml"
+    file.write_text(file.read_text().replace("CartPole-v1", "CartPool-v1"))
+    code, findings = check(tmp_path, str(tmp_path / "robot"), str(tmp_path / "mine"))
+    said = "\n".join(bad(findings))
+    assert code == 1
+    for expected in (
+        "needs OPENAI_API_KEY",
+        "model nonsense: litellm knows no such provider",
+        "broker mqtt://127.0.0.1:9: can't be reached",
+        "CartPool",
+    ):
+        assert expected in said, expected
+
+
+def test_check_reports_mistakes_of_the_daemons_own_settings(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text('http_port = "x"\nmodelz = []\n')
+    answer = invoke("check", "--json", "--config", str(tmp_path / "agentd.toml"))
+    assert answer.exit_code == 1
+    assert len(bad(json.loads(answer.stdout)["findings"])) == 2
+
+
+def test_run_refuses_wrong_settings_with_every_mistake_and_exits_2(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text('http_port = "x"\nmodelz = []\n')
+    answer = invoke("run", "--config", str(tmp_path / "agentd.toml"))
+    assert answer.exit_code == 2
+    assert "http_port" in answer.stderr
+    assert 'did you mean "models"' in answer.stderr
