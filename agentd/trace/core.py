@@ -32,7 +32,7 @@ PARAMETER_FORM = Operator("ParameterNode", "[ParameterNode] This is a ParameterN
 class Extra:
     """What few nodes have: kept apart, so that the many stay small."""
 
-    __slots__ = ("bounds", "choices", "code", "constraint", "description", "feedback", "info", "inner", "path")
+    __slots__ = ("bounds", "choices", "code", "constraint", "description", "feedback", "info", "inner", "path", "projections")
 
     def __init__(self) -> None:
         self.description: str | None = None
@@ -42,6 +42,7 @@ class Extra:
         self.bounds: tuple[float | None, float | None] | None = None
         self.choices: tuple[Any, ...] | None = None
         self.path: str | None = None
+        self.projections: tuple[Callable[[Any], Any], ...] = ()
         self.code: Any = None  # for code parameters: the compiled function and what it belongs to (agentd.trace.code)
         self.inner: tuple[AbstractNode, tuple[AbstractNode, ...]] | None = (
             None  # for traceable bundles: the inner result and the inner inputs
@@ -289,7 +290,7 @@ class AbstractNode(Generic[T]):
             return None
         from agentd.trace.pictures import picture  # noqa: PLC0415 - as details
 
-        return picture(self, simple=simple_visualization, reverse=reverse_plot, print_limit=print_limit)
+        return picture(self, simple=simple_visualization, reverse=reverse_plot, print_limit=print_limit, feedback=str(feedback))
 
     # --- changing and copying ---
 
@@ -297,6 +298,8 @@ class AbstractNode(Generic[T]):
         """Replaces the value, untraced. Raises TraceError for what bounds or choices refuse."""
         value = value._data if isinstance(value, AbstractNode) else value
         if self._extra:
+            for projection in self._extra.projections:
+                value = projection(value)
             check_value(value, self._extra.bounds, self._extra.choices)
         self._data = value
 

@@ -380,7 +380,7 @@ def _cut(value: Any, limit: int) -> Any:
         half = limit // 2
         return {"$type": "text", "length": len(value), "start": value[: limit - half], "end": value[-half:]}
     if isinstance(value, Mapping) and "$type" in value:
-        return {key: _cut(item, limit // 2) for key, item in list(value.items())[:6]}
+        return {key: item[: limit // 4] if isinstance(item, str) else _cut(item, limit // 2) for key, item in list(value.items())[:6]}
     if isinstance(value, list):
         return {"$type": "list", "length": len(value), "start": [_cut(item, limit // 4) for item in value[: max(1, limit // 40)]]}
     if isinstance(value, Mapping):

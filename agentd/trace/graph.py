@@ -6,13 +6,16 @@ import contextvars
 import gc
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from agentd.errors import TraceError
 from agentd.trace.context import Origin, Scope, current
 from agentd.trace.forms import Operator
 from agentd.trace.naming import Registry, root_names
 from agentd.trace.nodes import MessageNode, Node, message
+
+if TYPE_CHECKING:
+    from agentd.trace.pictures import Picture
 
 
 class Graph:
@@ -96,7 +99,7 @@ class Graph:
         """The graph as one HTML page that needs nothing else."""
         return self._picture(options).to_html()
 
-    def _picture(self, options: dict[str, Any]) -> Any:
+    def _picture(self, options: dict[str, Any]) -> Picture:
         from agentd.trace.pictures import picture  # noqa: PLC0415 - few draw
 
         return picture(self, **options)

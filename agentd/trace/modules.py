@@ -43,6 +43,12 @@ class Module(ParameterContainer):
 
         load(self, Path(file_name))
 
+    def export(self, file_name: str | Path | None = None, projections: Any = ()) -> str:
+        """The program as plain Python source with what it learned (agentd.trace.publishing), written to a file where one is named."""
+        from agentd.trace.publishing import publish  # noqa: PLC0415 - as above
+
+        return publish(self, None if file_name is None else Path(file_name), projections)
+
     def _set(self, new_parameters: Mapping[str, Any] | ParameterContainer) -> None:
         """Sets all parameters from another container's, or from a dict by name; names that are new become attributes."""
         given = new_parameters.parameters_dict() if isinstance(new_parameters, ParameterContainer) else new_parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentd.errors import TraceError
@@ -46,7 +46,8 @@ class Node(OperableNode[T]):
 class ParameterNode(Node[T]):
     """A node that an optimizer may change. It belongs to no graph, and is known by its attribute path in the program.
 
-    `bounds` is (low, high), either may be None; `choices` are the only values allowed. Raises TraceError for a value outside.
+    `bounds` is (low, high), either may be None; `choices` are the only values allowed; `projections` are applied to what is set.
+    Raises TraceError for a value outside.
     """
 
     __slots__ = ()
@@ -62,12 +63,14 @@ class ParameterNode(Node[T]):
         info: dict[str, Any] | None = None,
         bounds: tuple[float | None, float | None] | None = None,
         choices: Sequence[Any] | None = None,
+        projections: Sequence[Callable[[Any], Any]] = (),
     ) -> None:
         super().__init__(value, name=name, trainable=True, description=description, constraint=constraint, info=info)
         if not trainable:
             self._form = _FROZEN_FORM
-        if bounds is not None or choices is not None:
+        if bounds is not None or choices is not None or projections:
             extra = self._more()
+            extra.projections = tuple(projections)
             extra.bounds = None if bounds is None else check_bounds(bounds)
             extra.choices = None if choices is None else tuple(choices)
             check_value(self._data, extra.bounds, extra.choices)
@@ -172,17 +175,21 @@ def node(
     *,
     bounds: tuple[float | None, float | None] | None = None,
     choices: Sequence[Any] | None = None,
+    projections: Sequence[Callable[[Any], Any]] = (),
 ) -> Any:
     """A node of `data`; a ParameterNode where `trainable`. A node stays itself, unless it is to become trainable: then its value is taken.
 
-    `bounds` (low, high) and `choices` limit what an optimizer may set. Raises TraceError where `data` is outside them already.
+    `bounds` (low, high) and `choices` limit what an optimizer may set; `projections` bring what it sets to a form (agentd.trace.projections).
+    Raises TraceError where `data` is outside them already.
     """
     if trainable:
         if isinstance(data, Node):
             name = name or data.name.rsplit(":", 1)[0]
-        return ParameterNode(data, name=name, description=description, constraint=constraint, bounds=bounds, choices=choices)
-    if bounds is not None or choices is not None:
-        raise TraceError("bounds and choices are for trainable nodes")
+        return ParameterNode(
+            data, name=name, description=description, constraint=constraint, bounds=bounds, choices=choices, projections=projections
+        )
+    if bounds is not None or choices is not None or projections:
+        raise TraceError("bounds, choices and projections are for trainable nodes")
     if isinstance(data, Node):
         if name is not None:
             warnings.warn(f"the name {name} is ignored: the data is a node already", stacklevel=2)

@@ -229,11 +229,7 @@ class OperableNode(AbstractNode[T]):
     def __iter__(self) -> Iterator[Any]:
         from agentd.trace.iterators import iterate  # noqa: PLC0415 - as details
 
-        items: Iterator[Any] = iterate(self)
-        return items
-
-    def __reversed__(self) -> Iterator[Any]:
-        return reversed(list(self))
+        return iterate(self)
 
     _item = _binary("getitem")
 

@@ -179,6 +179,8 @@ def assign(parameter: ParameterNode, value: Any) -> None:
     if not parameter.trainable:
         raise TraceError("the parameter is not trainable")
     extra = parameter._extra
+    for projection in extra.projections if extra is not None else ():
+        value = projection(value)
     if extra is not None and extra.code is not None:
         if not isinstance(value, str):
             raise TraceError(f"code is text, not a {type(value).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,13 +58,15 @@ class DocstringProjection(Projection):
         function = next((item for item in ast.parse(value).body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)), None)
         if function is None:
             raise TraceError("a docstring needs a function")
+        if ast.get_docstring(function) == inspect.cleandoc(self.docstring):
+            return value
         first = function.body[0]
         has_one = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
         lines = value.split("\n")
         indent = " " * (first.col_offset if first.lineno > function.lineno else function.col_offset + 4)
         quoted = [f"{indent}{line}" if line else "" for line in _quoted(self.docstring).split("\n")]
         if first.lineno == function.lineno or (has_one and len(function.body) == 1):
-            return value if has_one and first.value.value == self.docstring else _rebuilt(value, self.docstring)  # type: ignore[attr-defined]  # has_one
+            return _rebuilt(value, self.docstring)
         end = (first.end_lineno or first.lineno) if has_one else first.lineno - 1
         start = first.lineno - 1
         return "\n".join([*lines[:start], *quoted, *lines[end:]])
@@ -78,8 +81,10 @@ def _is_code(text: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    return f'"""{escaped}"""' if not escaped.endswith('"') else f'"""{escaped[:-1]}\\""""'
+    escaped = text.replace("\\", "\\\\")
+    if '"""' in escaped or escaped.endswith('"'):
+        escaped = escaped.replace('"', '\\"')
+    return f'"""{escaped}"""'
 
 
 def _rebuilt(code: str, docstring: str) -> str:

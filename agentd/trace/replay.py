@@ -18,7 +18,7 @@ from agentd.trace.nodes import Node, unwrap
 _MAX_DIFFERENCES = 50
 
 
-class Difference(Record):
+class Difference(Record, frozen=True):
     """One tick at which the actions differ. `size` is the largest difference of their numbers, None where they have none."""
 
     tick: int
@@ -27,7 +27,7 @@ class Difference(Record):
     size: float | None = None
 
 
-class Replay(Record):
+class Replay(Record, frozen=True):
     """What a replay found. `skipped` counts ticks by the reason why they could not be replayed; `differing` counts all differences,
     `differences` holds the first ones; `error` is what the policy raised, at `failed_at`, after which nothing was replayed.
     """
