@@ -135,6 +135,7 @@ class DeviceLoop:
         await self._drive(recording, None, begun.first)
 
     def _recording(self, revision: str, role: Role, purpose: Purpose, *, seed: int | None = None, pair: str | None = None) -> Recording:
+        self._control.workers.hold(revision)  # until `_finish`
         return Recording(
             self._control.new_id(),
             agent=self._control.agent,
@@ -293,6 +294,7 @@ class DeviceLoop:
                 if not recording.error:
                     recording.error = f"no trace: {_words(error)}"
         self._control.spool.add_episode(recording.close(outcome, trace))
+        await self._control.workers.release(recording.revision)
 
 
 def _reason(error: SandboxError) -> str:

@@ -28,6 +28,8 @@ class _Slot:
         self.loaded: asyncio.Future[tuple[Parameter, ...]] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
+        self.episodes = 0
+        self.retired = False
 
 
 class Workers:
@@ -74,7 +76,7 @@ class Workers:
 
     async def __aexit__(self, *exception: object) -> None:
         for revision in list(self._slots):
-            await self.retire(revision)
+            await self._end(revision)
         if self._zygote is not None:
             await self._zygote.aclose()
 
@@ -91,7 +93,9 @@ class Workers:
     async def load(self, source: Source, revision: Revision) -> tuple[Parameter, ...]:
         """Start a worker for `revision`, unless it has one, and return the program's parameters. Raises SandboxError."""
         slot = self._slots.get(revision.id)
-        if slot is None:
+        if slot is not None:
+            slot.retired = False
+        else:
             slot = self._slots[revision.id] = _Slot(source, revision)
             slot.keeper = asyncio.create_task(self._keep(slot), name=f"worker-{revision.id[:10]}")
         return await asyncio.shield(slot.loaded)
@@ -106,8 +110,29 @@ class Workers:
         slot = self._slots.get(revision)
         return slot.revision if slot is not None else None
 
+    def hold(self, revision: str) -> None:
+        """An episode of this revision begins: its worker stays until `release`."""
+        slot = self._slots.get(revision)
+        if slot is not None:
+            slot.episodes += 1
+
+    async def release(self, revision: str) -> None:
+        """An episode of this revision has ended. The last one ends a worker that was retired meanwhile."""
+        slot = self._slots.get(revision)
+        if slot is not None:
+            slot.episodes -= 1
+            if slot.retired and slot.episodes <= 0:
+                await self._end(revision)
+
     async def retire(self, revision: str) -> None:
-        """End a revision's worker for good."""
+        """End a revision's worker for good: at once, or with the last episode that it is in."""
+        slot = self._slots.get(revision)
+        if slot is not None and slot.episodes > 0:
+            slot.retired = True
+        else:
+            await self._end(revision)
+
+    async def _end(self, revision: str) -> None:
         slot = self._slots.pop(revision, None)
         if slot is None or slot.keeper is None:
             return

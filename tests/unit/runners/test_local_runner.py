@@ -20,6 +20,16 @@ BALANCE = """
             x, v, angle, spin = observation
             return 1 if angle + 0.5 * spin + 0.05 * x + 0.1 * v > 0 else 0
 """
+SLOW_BALANCE = """
+    class Controller:
+        def reset(self, seed):
+            print("slowly")
+
+        def act(self, observation):
+            x, v, angle, spin = observation
+            sum(range(2_000_000))
+            return 1 if angle + 0.5 * spin + 0.05 * x + 0.1 * v > 0 else 0
+"""
 RAISES_AT_TICK_7 = """
     class Controller:
         def reset(self, seed):
@@ -138,6 +148,20 @@ async def test_the_stable_revision_can_not_be_retired(runners, make_spec, make_p
     runner = await served(runners, make_spec(), program)
     with pytest.raises(RunnerError, match="stable"):
         await runner.retire(program[1].id)
+
+
+async def test_a_candidate_that_is_retired_in_the_middle_of_an_episode_ends_it_in_good_order(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(SLOW_BALANCE)
+    runner = await served(runners, make_spec(), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1]))
+    await told(runner, Log, lambda message: "slowly" in message.lines)
+    await runner.cancel_pairs()
+    await runner.retire(candidate[1].id)
+    cut_short = await episode(runner, lambda one: one.role is Role.CANDIDATE)
+    assert (cut_short.outcome, len(cut_short.steps), cut_short.safe_actions) == (Outcome.FINISHED, 50, 0)
+    with pytest.raises(RunnerError, match="not loaded"):
+        await runner.route(candidate[1].id)
 
 
 @pytest.mark.parametrize("order", [(Role.CANDIDATE, Role.STABLE), (Role.STABLE, Role.CANDIDATE)])
