@@ -19,9 +19,11 @@ from agentd.sandbox.wire import (
     MAX_ERROR_MESSAGE,
     MAX_MESSAGE,
     MAX_PACKET,
+    MAX_TRACE,
     MAX_TRACEBACK,
     Answer,
     Failure,
+    Trace,
     announced,
     packets,
     printable,
@@ -29,6 +31,7 @@ from agentd.sandbox.wire import (
     shortened,
 )
 
+_ENVELOPE = 32  # bytes around the content of a Trace
 _NUMBERS = struct.Struct("256I")
 
 
@@ -203,7 +206,7 @@ class Channel:
             message, self._parts = b"".join(self._parts), []
             return message
         if packet[0] == FRAGMENTED:
-            self._missing = announced(packet)
+            self._missing = announced(packet, MAX_TRACE + _ENVELOPE)
             return None
         return packet
 
@@ -217,6 +220,8 @@ class Channel:
         if not call.future.done():
             if isinstance(reply, Answer):
                 call.future.set_result(reply.value)
+            elif isinstance(reply, Trace):
+                call.future.set_result(reply.content)
             else:
                 call.future.set_exception(_error_of(reply))
         while self._waiting and self._current is None:

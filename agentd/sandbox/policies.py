@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import Any
@@ -14,13 +15,15 @@ from agentd import codec
 from agentd.errors import LoadError, TraceError
 from agentd.records import Kind, Parameter, Value
 from agentd.sandbox.loader import load_entrypoint
-from agentd.sandbox.wire import Act, Finish, Load, LoadState, Request, Reset, State
+from agentd.sandbox.wire import MAX_TRACE, Act, Finish, Load, LoadState, Request, Reset, State
 from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError
 from agentd.trace.export import Limits, export
 from agentd.trace.graph import Graph
 from agentd.trace.operations import unwrap
 from agentd.trace.parameters import assign, describe, find_parameters
+
+_log = logging.getLogger("agentd")
 
 MAX_INSTANCES = 2_000
 """Devices come and go: beyond this many, the instance that was reset longest ago is let go."""
@@ -151,7 +154,11 @@ class PolicyProgram:
             graph = msgspec.structs.replace(graph, dropped_nodes=graph.dropped_nodes + seat.dropped)
         seat.graph.clear()
         seat.begin()
-        return codec.encode(graph)
+        trace = codec.encode(graph)
+        if len(trace) > MAX_TRACE:
+            _log.warning("the trace of the episode has %d bytes, more than the %d that can travel, and was dropped", len(trace), MAX_TRACE)
+            return None
+        return trace
 
     def _state(self, request: State) -> Value:
         state = getattr(self._seats[request.device].policy, "state", None)

@@ -86,9 +86,12 @@ class PolicyWorker:
         return await answer
 
     async def finish(self, device: str, final_observation: Value) -> bytes | None:
-        """End the episode; its encoded TraceGraph (untrusted) with `episode_end` as output, None if there was no tick."""
+        """End the episode; its encoded TraceGraph (untrusted) with `episode_end` as output.
+
+        None if there was no tick, or if it is larger than MAX_TRACE.
+        """
         answer = await self._process.call(lambda number: Finish(number, device, final_observation), self._limits.load_timeout)
-        if answer is not None and not isinstance(answer, bytes):
+        if answer is not None and not isinstance(answer, bytes):  # an Answer where a Trace was asked for
             error = ProtocolViolation(f"the worker gave a {type(answer).__name__} for a trace and was killed")
             self._process.end(error)
             raise error

@@ -98,7 +98,7 @@ class WorkerProcess:
             self._grace = self._loop.call_later(STATUS_GRACE, self.end, WorkerDied("the worker closed its channel"))
 
     def _exited(self, exited: asyncio.Future[int]) -> None:
-        self.end(_death(exited.result()))
+        self.end(WorkerDied("the worker was ended with its zygote") if exited.cancelled() else _death(exited.result()))
         self._release()
 
     def end(self, error: SandboxError) -> None:

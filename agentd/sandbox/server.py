@@ -22,15 +22,18 @@ from agentd.sandbox.output import LineOutput
 from agentd.sandbox.telltale import Attempt, Telltale
 from agentd.sandbox.wire import (
     FRAGMENTED,
+    MAX_ANSWER,
     MAX_ERROR_MESSAGE,
     MAX_MESSAGE,
     MAX_PACKET,
     MAX_TRACEBACK,
     Answer,
     Failure,
+    Finish,
     Fork,
     Load,
     Request,
+    Trace,
     announced,
     packets,
     request_of,
@@ -40,7 +43,7 @@ from agentd.sandbox.wire import (
 _CHANNEL = 3
 _OUT_OF_MEMORY_EXIT = 71
 _LOCKDOWN_EXIT = 70
-_RESERVE = 1024 * 1024
+_RESERVE = 256 * 1024
 _YOUNG_OBJECTS = 50_000
 """Garbage is collected after an answer rather than within a call, unless a single call makes more objects than this."""
 _COLLECT_AFTER = 1_000
@@ -75,7 +78,7 @@ class Connection:
         packet = self._view[:size]
         if packet[0] != FRAGMENTED:
             return request_of(packet)
-        total, parts = announced(packet), []
+        total, parts = announced(packet, MAX_MESSAGE), []
         while total > 0:
             parts.append(self._channel.recv(MAX_PACKET))
             total -= len(parts[-1])
@@ -164,7 +167,7 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
         value = program.load(request) if isinstance(request, Load) else program.handle(request)
         if telltale is not None:
             telltale.tell()
-        return _encode_answer(Answer(request.id, value))
+        return _encode_answer(request, value)
     except MemoryError as error:
         reserve.clear()
         _forget_locals(error.__traceback__)
@@ -175,10 +178,12 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
         return codec.encode(_failure(request, error))
 
 
-def _encode_answer(answer: Answer) -> bytes:
-    message = codec.encode(answer)
-    if len(message) > MAX_MESSAGE:
-        raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_MESSAGE} can travel")
+def _encode_answer(request: Request, value: Value) -> bytes:
+    if isinstance(request, Finish):
+        return codec.encode(Trace(request.id, value))
+    message = codec.encode(Answer(request.id, value))
+    if len(message) > MAX_ANSWER:
+        raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_ANSWER} can travel")
     return message
 
 

@@ -4,6 +4,9 @@ Both travel as MessagePack in packets (SOCK_SEQPACKET), so a message is whole or
 packet. A longer one is announced by a packet of FRAGMENTED (a byte that MessagePack never begins with) and its length, and follows in
 packets of exactly MAX_PACKET bytes and a rest: the receiver knows each length beforehand, so there is nothing to lie about but the
 announcement, and that is capped.
+
+A byte of hostile MessagePack can become an empty list of 56 bytes, so answers are capped well below what requests may have; what is
+larger can only be a Trace, whose bytes are not looked into here.
 """
 
 import struct
@@ -18,6 +21,8 @@ from agentd.records import Record, Step, Value
 
 MAX_PACKET = 65_536
 MAX_MESSAGE = 32 * 1024 * 1024
+MAX_ANSWER = 1024 * 1024
+MAX_TRACE = 4 * 1024 * 1024
 FRAGMENTED = 0xC1  # "never used" in MessagePack
 _ANNOUNCEMENT = struct.Struct(">BI")
 ANNOUNCEMENT_SIZE = _ANNOUNCEMENT.size
@@ -38,13 +43,13 @@ def packets(message: bytes) -> Iterator[bytes | memoryview]:
         yield view[start : start + MAX_PACKET]
 
 
-def announced(packet: memoryview) -> int:
-    """The length that an announcement promises. Raises CodecError for one that is malformed or out of bounds."""
+def announced(packet: memoryview, most: int) -> int:
+    """The length that an announcement promises, at most `most`. Raises CodecError for one that is malformed or out of bounds."""
     if len(packet) != ANNOUNCEMENT_SIZE:
         raise CodecError(f"an announcement of {len(packet)} bytes")
     size: int = _ANNOUNCEMENT.unpack(packet)[1]
-    if not MAX_PACKET < size <= MAX_MESSAGE:
-        raise CodecError(f"an announcement of {size} bytes, where {MAX_PACKET + 1} to {MAX_MESSAGE} are possible")
+    if not MAX_PACKET < size <= most:
+        raise CodecError(f"an announcement of {size} bytes, where {MAX_PACKET + 1} to {most} are possible")
     return size
 
 
@@ -207,6 +212,13 @@ class Answer(_Message, frozen=True):
     value: Value
 
 
+class Trace(_Message, frozen=True):
+    """The answer to Finish: an encoded TraceGraph, which is the worker's word and no more."""
+
+    id: int
+    content: bytes | None
+
+
 class Failure(_Message, frozen=True):
     """The request raised. `kind` says where: isolation, load, policy."""
 
@@ -216,7 +228,7 @@ class Failure(_Message, frozen=True):
     traceback: str
 
 
-Reply = Answer | Failure
+Reply = Answer | Trace | Failure
 
 _FROM_ZYGOTE: Any = FromZygote  # for the type checker, which takes a union for no type
 _REQUEST: Any = Request
@@ -237,6 +249,8 @@ def request_of(message: bytes | memoryview) -> Request:
 
 def reply_of(message: bytes | memoryview) -> Reply:
     """Raises CodecError for whatever is no reply."""
+    if len(message) > MAX_ANSWER:
+        return codec.decode(message, Trace)
     reply: Reply = codec.decode(message, _REPLY)
     return reply
 

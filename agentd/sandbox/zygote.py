@@ -34,7 +34,10 @@ def packet_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Child(NamedTuple):
-    """A forked worker. `handle` is its pidfd (-1 where there are none), `exited` gets its exit status as waitpid tells it."""
+    """A forked worker. `handle` is its pidfd (-1 where there are none), `exited` gets its exit status as waitpid tells it.
+
+    It is cancelled where the zygote ended first.
+    """
 
     pid: int
     handle: int
@@ -107,6 +110,10 @@ class Zygote:
                 wanted=min_isolation,
                 available=refused.available,
             ) from None
+        except SandboxError as error:
+            await zygote.aclose()
+            said = await process.stderr.read(2_000) if process.stderr is not None else b""
+            raise SandboxError(f"{error}: {said.decode(errors='replace').strip() or 'it said nothing'}") from error
         except BaseException:
             await zygote.aclose()
             raise
@@ -170,6 +177,9 @@ class Zygote:
         if not self._ready.done():
             self._ready.set_exception(SandboxError(why))
             self._ready.exception()  # start() may be gone already
+        for exited in self._exits.values():
+            exited.cancel()
+        self._exits.clear()
         for forked in self._forks.values():
             if not forked.done():
                 forked.set_exception(WorkerDied(why))

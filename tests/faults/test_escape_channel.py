@@ -56,7 +56,13 @@ LIES = {
     "sends a cut answer": "send(answer(number(), 'x' * 100)[:50]); time.sleep(60)",
     "sends a packet that is too long": "send(b'\\xc0' * 65_537); time.sleep(60)",
     "announces four gigabytes": "send(struct.pack('>BI', 0xC1, 2**32 - 1)); time.sleep(60)",
-    "announces a little more than the cap": "send(struct.pack('>BI', 0xC1, 32 * 1024 * 1024 + 1)); time.sleep(60)",
+    "announces more than the cap": "send(struct.pack('>BI', 0xC1, 5 * 1024 * 1024)); time.sleep(60)",
+    "blows up a few bytes into many lists": (
+        "content = b'\\x93\\xa6Answer\\xce' + struct.pack('>I', number()) + b'\\xdd' + struct.pack('>I', 2_000_000); "
+        "content += b'\\x90' * 2_000_000; "
+        "send(struct.pack('>BI', 0xC1, len(content))); "
+        "[send(content[start : start + 65_536]) for start in range(0, len(content), 65_536)]; time.sleep(60)"
+    ),
     "announces what fits into a packet": "send(struct.pack('>BI', 0xC1, 10)); time.sleep(60)",
     "sends a malformed announcement": "send(b'\\xc1'); time.sleep(60)",
     "sends a fragment that is too short": "send(struct.pack('>BI', 0xC1, 200_000)); send(b'x' * 10); time.sleep(60)",
@@ -104,7 +110,7 @@ async def test_a_message_that_nobody_asked_for_ends_the_worker(zygote: Zygote) -
         assert isinstance(worker.reason, ProtocolViolation)
 
 
-@pytest.mark.parametrize("lie", ["send(struct.pack('>BI', 0xC1, 32 * 1024 * 1024)); time.sleep(60)", "os.read(3, 100)"])
+@pytest.mark.parametrize("lie", ["send(struct.pack('>BI', 0xC1, 4 * 1024 * 1024)); time.sleep(60)", "os.read(3, 100)"])
 async def test_a_worker_that_stalls_the_channel_is_killed_at_the_step_timeout(zygote: Zygote, lie: str) -> None:
     async with await start(zygote, LIAR.format(lie=lie), "Liar", step_timeout=0.5) as worker:
         await worker.reset("robot", "episode", 1)
@@ -149,11 +155,13 @@ class Huge:
 async def test_replies_up_to_the_cap_arrive_whole(zygote: Zygote) -> None:
     async with await start(zygote, HUGE, "Huge", step_timeout=30) as worker:
         await worker.reset("robot", "episode", None)
-        for size in (10, 65_000, 65_530, 65_536, 65_537, 131_072, 1_000_003, 20_000_000):
+        for size in (10, 65_000, 65_530, 65_536, 65_537, 131_072, 1_000_003):
             assert await worker.act("robot", 0, ["text", size]) == "x" * size
 
 
-@pytest.mark.parametrize("value", [["text", 40_000_000], ["nested", 5_000], ["number", 70], ["object", 0], ["cycle", 0]], ids=str)
+@pytest.mark.parametrize(
+    "value", [["text", 2_000_000], ["text", 40_000_000], ["nested", 5_000], ["number", 70], ["object", 0], ["cycle", 0]], ids=str
+)
 async def test_a_reply_that_can_not_travel_is_the_policys_error(zygote: Zygote, value: Any) -> None:
     async with await start(zygote, HUGE, "Huge", step_timeout=30) as worker:
         await worker.reset("robot", "episode", None)

@@ -372,7 +372,7 @@ async def test_episodes_of_two_devices_do_not_mix(zygote: Zygote) -> None:
 async def test_a_trace_of_hundreds_of_kilobytes_arrives_whole(zygote: Zygote) -> None:
     async with await start(zygote, TRACED) as worker:
         await worker.reset("robot", "e1", 1)
-        for tick in range(2_000):
+        for tick in range(3_000):
             await worker.act("robot", tick, float(tick))
         trace = await worker.finish("robot", 0.0)
         assert trace is not None
@@ -502,6 +502,21 @@ async def test_the_zygotes_end_is_the_end_of_its_workers() -> None:
         with pytest.raises(WorkerDied):
             await start(own, SLOW)
         await worker.aclose()
+
+
+async def test_datagrams_serve_where_there_are_no_packet_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentd.sandbox.zygote.sys.platform", "darwin")
+    async with await Zygote.start(imports=("math",), min_isolation=1) as own, await start(own, TRACED) as worker:
+        monkeypatch.undo()
+        await worker.reset("robot", "e", 1)
+        assert await worker.act("robot", 0, 3.0) == -6.0
+        for tick in range(2_000):
+            await worker.act("robot", tick, float(tick))
+        assert len((await graph_of(worker, 0.0)).nodes) > 2_000
+        os.kill(worker.pid, signal.SIGKILL)
+        await asyncio.wait_for(worker.died.wait(), 10)
+        assert isinstance(worker.reason, WorkerDied)
+        assert worker.reason.signal == signal.SIGKILL
 
 
 async def test_nothing_is_left_behind(zygote: Zygote) -> None:
