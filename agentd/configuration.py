@@ -8,11 +8,11 @@ import json
 import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agentd.errors import Mistake, SpecError
 
@@ -41,12 +41,19 @@ _EXPECTED = {
 }
 
 
-class Inconsistent(ValueError):  # noqa: N818 - a state of the file, told as sentences
-    """Raised by a section's validator: pairs of a key of the section and what is expected there, where keys don't fit together."""
+class Section(BaseModel):
+    """A table of a configuration file."""
 
-    def __init__(self, expected: Sequence[tuple[str, str]]) -> None:
-        self.expected = tuple(expected)
-        super().__init__("; ".join(f"{key}: {text}" for key, text in self.expected))
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        """(key, what is expected there) where keys of `table` don't fit together; "" for the table itself.
+
+        They are told beside keys that are wrong by themselves, so the table is as it was written: its values may be of any type.
+        """
+        del table
+        return ()
 
 
 def parse_duration(text: str) -> float:
@@ -95,11 +102,36 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def validate(model: type[T], data: Mapping[str, Any], file: str) -> T:
     """`data` as a `model`, types taken strictly (a number in quotes is text). Raises SpecError with every mistake."""
+    found = [Mistake(file, dotted(path), text) for path, text in _inconsistencies(model, data)]
     try:
         # Strict JSON is what TOML means: lists may become tuples and texts enums, but "5" stays text and 5.0 no integer.
-        return model.model_validate_json(json.dumps(data, default=str), strict=True)
+        made = model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise SpecError(mistakes(error, model, data, file)) from error
+        raise SpecError(mistakes(error, model, data, file) + found) from error
+    if found:
+        raise SpecError(found)
+    return made
+
+
+def _inconsistencies(model: type[BaseModel], table: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What the sections from `model` down say of the tables that were written for them."""
+    if not isinstance(table, Mapping):
+        return  # told already
+    if issubclass(model, Section):
+        for key, text in model.inconsistencies(table):
+            yield (*path, *key.split(".")) if key else path, text
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        for inner in _models(field.annotation):
+            value = table.get(key)
+            if isinstance(value, list):
+                for index, item in enumerate(value):
+                    yield from _inconsistencies(inner, item, (*path, key, index))
+            elif isinstance(value, Mapping) and typing.get_origin(field.annotation) is dict:
+                for chosen, item in value.items():
+                    yield from _inconsistencies(inner, item, (*path, key, chosen))
+            else:
+                yield from _inconsistencies(inner, value, (*path, key))
 
 
 def mistakes(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], file: str) -> list[Mistake]:
@@ -107,12 +139,10 @@ def mistakes(error: ValidationError, model: type[BaseModel], data: Mapping[str, 
     found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = _real_path(item["loc"], data)
-        cause = item.get("ctx", {}).get("error")
-        pairs = cause.expected if isinstance(cause, Inconsistent) else [("", _expected(item, model, path))]
-        for key, text in pairs:
-            expected = found.setdefault(dotted([*path, *key.split(".")] if key else path), [])
-            if text not in expected:
-                expected.append(text)
+        expected = found.setdefault(dotted(path), [])
+        text = _expected(item, model, path)
+        if text not in expected:
+            expected.append(text)
     return [Mistake(file, key, ", or ".join(texts)) for key, texts in found.items()]
 
 

@@ -8,16 +8,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError
 
-from agentd.configuration import Inconsistent, check_duration, check_size, parse_duration, parse_size, read_toml, validate
+from agentd.configuration import Section, check_duration, check_size, parse_duration, parse_size, read_toml, validate
 from agentd.errors import Mistake, SpecError
 from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, Space, WatchSettings
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
-from agentd.spaces import ends, why_outside
+from agentd.spaces import why_outside
 
 __all__ = [
     "AgentSpec",
@@ -73,10 +73,6 @@ def _check_ascending(ends: tuple[float | None, float | None]) -> tuple[float | N
     return ends
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class EnvironmentKind(enum.StrEnum):
     """Where an agent acts."""
 
@@ -84,18 +80,18 @@ class EnvironmentKind(enum.StrEnum):
     MQTT = "mqtt"
 
 
-class AgentSection(_Section):
+class AgentSection(Section):
     """`[agent]`: the program."""
 
     name: Annotated[str, AfterValidator(_check_name)]
     entrypoint: str
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     objective: str = ""
     mode: Mode = Mode.ADVISE
     include: tuple[str, ...] = ()
 
 
-class MqttSection(_Section):
+class MqttSection(Section):
     """`[environment.mqtt]`: the way to the devices. `broker` defaults to the daemon's."""
 
     broker: str | None = None
@@ -106,7 +102,7 @@ class MqttSection(_Section):
     max_payload: Annotated[int, Field(ge=64)] = 65_536
 
 
-class SpaceSection(_Section):
+class SpaceSection(Section):
     """A space: `{discrete = 2}` or `{low = ..., high = ..., shape = [...]}`."""
 
     discrete: Annotated[int, Field(ge=1)] | None = None
@@ -115,35 +111,35 @@ class SpaceSection(_Section):
     high: float | tuple[float, ...] | None = None
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        box = self.low is not None or self.high is not None or bool(self.shape)
-        if (self.discrete is not None) == box:
-            raise ValueError("should be either { discrete = n } or { low = ..., high = ..., shape = [...] }")
-        count = math.prod(space_record(self).shape)
-        found = [
-            (name, f"should have {count} numbers, not {len(end)}")
-            for name, end in (("low", self.low), ("high", self.high))
-            if isinstance(end, tuple) and len(end) != count
-        ]
-        if found or (found := list(_order_mistakes(self.low, self.high))):
-            raise Inconsistent(found)
-        return self
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Two kinds of space at once, none, or ends that don't fit the shape."""
+        low, high, shape = table.get("low"), table.get("high"), table.get("shape")
+        if ("discrete" in table) == any(key in table for key in ("low", "high", "shape")):
+            yield "", "should be either { discrete = n } or { low = ..., high = ..., shape = [...] }"
+        if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
+            count = math.prod(shape)
+        else:
+            count = next((len(end) for end in (low, high) if isinstance(end, list)), 1)
+        for name, end in (("low", low), ("high", high)):
+            if isinstance(end, list) and len(end) != count:
+                yield name, f"should have {count} numbers, not {len(end)}"
+        yield from _order_mistakes(low, high)
 
 
-class SafeActionSection(_Section):
+class SafeActionSection(Section):
     """`[environment.safe_action]`: what the plant gets when the policy is late, wrong or dead."""
 
     value: Any = None
     recovery: Literal["latch", "resume"] = "resume"
 
 
-class EnvironmentSection(_Section):
+class EnvironmentSection(Section):
     """`[environment]`."""
 
     kind: EnvironmentKind
     id: str | None = None
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     devices: Annotated[int, Field(ge=1, le=1000)] = 1
     """Gymnasium only: how many copies of the environment run side by side."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
@@ -154,33 +150,30 @@ class EnvironmentSection(_Section):
     observation_space: SpaceSection | None = None
     action_space: SpaceSection | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        of_kind = self._gymnasium_mistakes() if self.kind is EnvironmentKind.GYMNASIUM else self._mqtt_mistakes()
-        if found := [*of_kind, *self._safe_action_mistakes()]:
-            raise Inconsistent(found)
-        return self
-
-    def _gymnasium_mistakes(self) -> Iterator[tuple[str, str]]:
-        if not self.id:
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What each kind needs, and a safe action outside the action space."""
+        kind, safe_action = table.get("kind"), table.get("safe_action")
+        value = safe_action.get("value") if isinstance(safe_action, Mapping) else None
+        if kind == EnvironmentKind.GYMNASIUM and not table.get("id"):
             yield "id", 'required for kind "gymnasium": the registered name of the environment, such as "CartPole-v1"'
+        if kind == EnvironmentKind.MQTT:
+            if value is None:
+                yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
+            if "devices" in table:
+                yield "devices", 'only for kind "gymnasium"; the devices of kind "mqtt" announce themselves'
+            if "id" in table:
+                yield "id", 'only for kind "gymnasium"'
+        try:
+            section = SpaceSection.model_validate(table["action_space"])
+        except (KeyError, ValidationError):
+            return  # there is none, or it is told already what is wrong with it
+        outside = None if value is None else why_outside(space_record(section), value)
+        if outside is not None:
+            yield "safe_action.value", f"{outside}: that is the action space"
 
-    def _mqtt_mistakes(self) -> Iterator[tuple[str, str]]:
-        if self.safe_action is None or self.safe_action.value is None:
-            yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
-        if self.devices != 1:
-            yield "devices", 'only for kind "gymnasium"; the devices of kind "mqtt" announce themselves'
-        if self.id is not None:
-            yield "id", 'only for kind "gymnasium"'
 
-    def _safe_action_mistakes(self) -> Iterator[tuple[str, str]]:
-        if self.safe_action is not None and self.safe_action.value is not None:
-            outside = why_outside(space_record(self.action_space), self.safe_action.value)
-            if outside is not None:
-                yield "safe_action", f"value {outside}, as the action space says"
-
-
-class MetricSection(_Section):
+class MetricSection(Section):
     """`[[metrics]]`."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -197,14 +190,14 @@ def _check_metrics(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, .
     return metrics
 
 
-class FeedbackSection(_Section):
+class FeedbackSection(Section):
     """`[feedback]`."""
 
     entrypoint: str
     timeout: Seconds = 10.0
 
 
-class ParameterSection(_Section):
+class ParameterSection(Section):
     """`[parameters."path"]`: rules laid over what the program declares."""
 
     trainable: bool = True
@@ -222,7 +215,7 @@ class ParameterSection(_Section):
         )
 
 
-class BudgetSection(_Section):
+class BudgetSection(Section):
     """`[optimizer] budget`."""
 
     dollars_per_day: Annotated[float, Field(ge=0)] = 5.0
@@ -230,7 +223,7 @@ class BudgetSection(_Section):
     tokens_per_proposal: Annotated[int, Field(ge=0)] = 50_000
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     """`[optimizer]`."""
 
     algorithm: Annotated[str, AfterValidator(_check_algorithm)] = "hybrid"
@@ -240,17 +233,17 @@ class OptimizerSection(_Section):
     trigger: Literal["alarm", "failure", "continuous", "manual"] = "alarm"
     propose_timeout: Seconds = 120.0
     budget: BudgetSection = BudgetSection()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
-class PruneSection(_Section):
+class PruneSection(Section):
     """`[release] prune`."""
 
     after_pairs: Annotated[int, Field(ge=1)] = 10
     below: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
 
-class ReleaseSection(_Section):
+class ReleaseSection(Section):
     """`[release]`."""
 
     goal: Literal["better"] = "better"
@@ -263,7 +256,7 @@ class ReleaseSection(_Section):
     ramp: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.25, 0.5)
 
 
-class WatchSection(_Section):
+class WatchSection(Section):
     """`[watch]`: the Shiryaev-Roberts watch on the stable revision."""
 
     alarm_every: Annotated[float, Field(gt=1)] = 1e6
@@ -271,32 +264,31 @@ class WatchSection(_Section):
     good_after: Annotated[int, Field(ge=1)] = 100
 
 
-class ErrorRateSection(_Section):
+class ErrorRateSection(Section):
     """`[guardrails] error_rate`."""
 
     max_increase: Annotated[float, Field(ge=0, le=1)] = 0.0
     abort_at: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-class ActionLimitsSection(_Section):
+class ActionLimitsSection(Section):
     """`[guardrails] action_limits` written out. `rate` is the largest change from one tick to the next."""
 
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
     rate: Annotated[float, Field(gt=0)] | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if found := list(_order_mistakes(self.low, self.high)):
-            raise Inconsistent(found)
-        return self
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """A low end above the high one."""
+        yield from _order_mistakes(table.get("low"), table.get("high"))
 
 
 def _limits_form(value: Any) -> str:
     return "written out" if isinstance(value, Mapping | ActionLimitsSection) else "space"
 
 
-class GuardrailsSection(_Section):
+class GuardrailsSection(Section):
     """`[guardrails]`."""
 
     error_rate: ErrorRateSection = ErrorRateSection()
@@ -306,7 +298,7 @@ class GuardrailsSection(_Section):
     ] = "space"
 
 
-class SandboxSection(_Section):
+class SandboxSection(Section):
     """`[sandbox]`."""
 
     min_isolation: Annotated[int, Field(ge=0, le=3)] = 2
@@ -317,7 +309,7 @@ class SandboxSection(_Section):
     allowed_imports: tuple[Annotated[str, AfterValidator(_check_module)], ...] = ("math", "numpy")
 
 
-class AgentSpec(_Section):
+class AgentSpec(Section):
     """An agent as its author declared it."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -325,19 +317,20 @@ class AgentSpec(_Section):
     environment: EnvironmentSection
     metrics: Annotated[tuple[MetricSection, ...], AfterValidator(_check_metrics)] = (MetricSection(name="score"),)
     feedback: FeedbackSection | None = None
-    parameters: dict[Annotated[str, AfterValidator(_check_path)], ParameterSection] = {}
+    parameters: dict[Annotated[str, AfterValidator(_check_path)], ParameterSection] = Field(default_factory=dict)
     optimizer: OptimizerSection = OptimizerSection()
     release: ReleaseSection = ReleaseSection()
     watch: WatchSection = WatchSection()
     guardrails: GuardrailsSection = GuardrailsSection()
     sandbox: SandboxSection = SandboxSection()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        environment = self.environment
-        if environment.kind is EnvironmentKind.MQTT and environment.action_space is None and self.guardrails.action_limits == "space":
-            raise Inconsistent([("environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"')])
-        return self
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """An environment without an action space whose limits should be those of its space."""
+        environment, guardrails = _table(table, "environment"), _table(table, "guardrails")
+        limits = guardrails.get("action_limits", "space")
+        if environment.get("kind") == EnvironmentKind.MQTT and "action_space" not in environment and limits == "space":
+            yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
 
 
 # --- conversions to records -----------------------------------------------------------------------------------------
@@ -381,9 +374,10 @@ def space_record(section: SpaceSection | None) -> Space:
     return Space(kind="box", shape=shape, low=section.low, high=section.high)
 
 
-def _order_mistakes(low: float | tuple[float, ...] | None, high: float | tuple[float, ...] | None) -> Iterator[tuple[str, str]]:
-    count = max(len(end) if isinstance(end, tuple) else 1 for end in (low, high))
-    if any(a is not None and b is not None and a > b for a, b in zip(ends(low, count), ends(high, count), strict=False)):
+def _order_mistakes(low: Any, high: Any) -> Iterator[tuple[str, str]]:
+    count = max(len(end) if isinstance(end, list | tuple) else 1 for end in (low, high))
+    pairs = zip(*(end if isinstance(end, list | tuple) else (end,) * count for end in (low, high)), strict=False)
+    if any(isinstance(a, int | float) and isinstance(b, int | float) and a > b for a, b in pairs):
         yield "low", "should not lie above high"
 
 
