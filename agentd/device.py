@@ -343,7 +343,7 @@ class Device:
                 self._hear_action(content)
             elif verb == "command":
                 self._hear_command(content)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             self.counts["malformed"] += 1
 
     def _hear_action(self, content: dict[str, Any]) -> None:

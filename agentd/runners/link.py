@@ -84,8 +84,7 @@ class DaemonLink:
         self.epoch = hello.epoch
         if self._writer is not None:
             older, self._writer = self._writer, None
-            older.write(frame(failure(0, Fenced(f"the daemon with epoch {hello.epoch} has taken over"))))
-            older.close()
+            _dismiss(older, Fenced(f"the daemon with epoch {hello.epoch} has taken over"))
         self._writer = writer
         writer.write(frame(self._welcome(hello)))
         self._spool.rewind()
@@ -117,6 +116,19 @@ class DaemonLink:
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            while True:
+            while not writer.is_closing():
                 await writer.drain()  # a daemon that doesn't read stops this task and nothing else
-                writer.write(await self._spool.next())
+                content = await self._spool.next()
+                if not writer.is_closing():
+                    writer.write(content)
+
+
+def _dismiss(writer: asyncio.StreamWriter, error: AgentdError) -> None:
+    """Say why and hang up. Who doesn't read isn't waited for."""
+    if writer.is_closing():
+        return
+    writer.write(frame(failure(0, error)))
+    if writer.transport.get_write_buffer_size():
+        writer.transport.abort()
+    else:
+        writer.close()

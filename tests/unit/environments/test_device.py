@@ -1,0 +1,259 @@
+"""The device's side of the protocol: a bare MQTT client plays the agent, well or badly. The plant has an action at every tick."""
+
+import asyncio
+import contextlib
+import json
+import random
+
+import aiomqtt
+import pytest
+
+from agentd.device import Device, backoff, connection_arguments
+
+TOPIC = "agentd/v1/devices/arm"
+
+
+class Plant:
+    """Counts up; remembers what it was given."""
+
+    def __init__(self, length=5):
+        self.length = length
+        self.given = []
+        self.seeds = []
+        self.tick = 0
+
+    def reset(self, seed):
+        self.seeds.append(seed)
+        self.tick = 0
+        return [0.0]
+
+    async def step(self, action):
+        self.given.append(action)
+        self.tick += 1
+        return [float(self.tick)], 1.0, self.tick >= self.length, False, {}
+
+
+class Agent:
+    """The other side, spoken by hand."""
+
+    def __init__(self, client):
+        self.client = client
+        self.session = ""
+
+    async def next(self, kind):
+        async with asyncio.timeout(10):
+            while str((message := await anext(self.client.messages)).topic) != f"{TOPIC}/up/{kind}":
+                pass
+            return json.loads(message.payload)
+
+    async def ready(self):
+        while (status := await self.next("status"))["status"] != "ready":
+            pass
+        self.session = status["session"]
+        return status
+
+    async def command(self, verb="reset", **fields):
+        message = {"id": "c1", "verb": verb, "session": self.session, "episode": "e1", "seed": 7, "max_steps": 100} | fields
+        await self.client.publish(f"{TOPIC}/down/command", json.dumps(message), qos=1)
+
+    async def act(self, observation, action="go", **fields):
+        message = {"session": self.session, "episode": observation["episode"], "step": observation["step"], "revision": "r"}
+        await self.client.publish(f"{TOPIC}/down/action", json.dumps(message | {"action": action, "safe": False} | fields))
+
+
+@pytest.fixture
+async def agent(mosquitto):
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        await client.subscribe(f"{TOPIC}/up/#", qos=1)
+        yield Agent(client)
+
+
+@contextlib.asynccontextmanager
+async def serving(mosquitto, plant, **options):
+    log = []
+    settings = {"agent": "a", "fallback": "brake", "action_timeout": 0.2, "log": log.append} | options
+    device = Device(mosquitto.url, "arm", on_reset=plant.reset, on_step=plant.step, **settings)
+    device.applied = log
+    running = asyncio.create_task(device.run())
+    try:
+        yield device
+    finally:
+        device.stop()
+        async with asyncio.timeout(20):
+            await running
+
+
+async def test_it_says_who_it_is_and_for_whom(mosquitto, agent):
+    async with serving(mosquitto, Plant(), labels={"site": "lab"}):
+        status = await agent.ready()
+    assert {key: value for key, value in status.items() if key != "session"} == {
+        "status": "ready",
+        "agent": "a",
+        "labels": {"site": "lab"},
+        "encoding": "json",
+        "seedable": True,
+    }
+    assert (await agent.next("status"))["status"] == "stopped"
+
+
+async def test_an_episode_applies_each_action_at_its_own_tick(mosquitto, agent):
+    plant = Plant()
+    async with serving(mosquitto, plant) as device:
+        await agent.ready()
+        await agent.command()
+        for step in range(5):
+            observation = await agent.next("observation")
+            assert (observation["step"], observation["episode"], observation["session"]) == (step, "e1", agent.session)
+            await agent.act(observation, f"action {step}", safe=step == 3)
+        last = await agent.next("observation")
+    assert (last["terminated"], last["step"]) == (True, 5)
+    assert plant.seeds == [7]
+    assert plant.given == [f"action {step}" for step in range(5)]
+    assert [line.source for line in device.applied] == ["action", "action", "action", "safe", "action"]
+
+
+async def test_without_an_answer_it_falls_back_and_says_so(mosquitto, agent):
+    plant = Plant()
+    async with serving(mosquitto, plant):
+        await agent.ready()
+        await agent.command()
+        fallbacks = [(await agent.next("observation"))["fallback"] for _ in range(6)]
+    assert fallbacks == [False, True, True, True, True, True]
+    assert plant.given == ["brake"] * 5
+
+
+async def test_a_fallback_may_be_computed_from_the_last_observation(mosquitto, agent):
+    plant = Plant(length=3)
+    async with serving(mosquitto, plant, fallback=lambda observation: -observation[0]):
+        await agent.ready()
+        await agent.command()
+        while not (await agent.next("observation")).get("terminated"):
+            pass
+    assert plant.given == [0.0, -1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"session": "older"}, {"episode": "other"}, {"step": 99}, {"step": -1}, {"action": "refused"}, {"session": None}],
+)
+async def test_an_action_that_is_not_for_this_tick_is_not_applied(mosquitto, agent, lie):
+    plant = Plant(length=1)
+    async with serving(mosquitto, plant, accepts=lambda action: action != "refused") as device:
+        await agent.ready()
+        await agent.command()
+        observation = await agent.next("observation")
+        await agent.act(observation, **lie)
+        await agent.next("observation")
+    assert plant.given == ["brake"]
+    assert sum(device.counts[name] for name in ("older_session", "stale", "refused")) == 1
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"[]", b"{}", b"null", b"[" * 10_000, b'"x"'])
+async def test_garbage_is_counted_and_costs_nothing(mosquitto, agent, payload):
+    plant = Plant(length=1)
+    async with serving(mosquitto, plant) as device:
+        await agent.ready()
+        await agent.command()
+        observation = await agent.next("observation")
+        for topic in ("down/action", "down/command"):
+            await agent.client.publish(f"{TOPIC}/{topic}", payload)
+        await agent.act(observation, "right")
+        await agent.next("observation")
+    assert plant.given == ["right"]
+    assert device.counts["malformed"] == 2
+
+
+async def test_a_new_reset_ends_the_episode_that_runs(mosquitto, agent):
+    plant = Plant(length=100)
+    async with serving(mosquitto, plant):
+        await agent.ready()
+        await agent.command()
+        await agent.act(await agent.next("observation"), "a")
+        await agent.next("observation")
+        await agent.command(episode="e2", seed=None)
+        while (observation := await agent.next("observation"))["episode"] != "e2":
+            pass
+    assert observation["step"] == 0
+    assert plant.seeds == [7, None]
+
+
+async def test_max_steps_truncates(mosquitto, agent):
+    async with serving(mosquitto, Plant(length=100)):
+        await agent.ready()
+        await agent.command(max_steps=2)
+        seen = [await agent.next("observation") for _ in range(3)]
+    assert [(one["step"], one.get("truncated", False)) for one in seen] == [(0, False), (1, False), (2, True)]
+
+
+async def test_a_command_it_does_not_know_is_answered(mosquitto, agent):
+    async with serving(mosquitto, Plant()):
+        await agent.ready()
+        await agent.command("dance")
+        answer = await agent.next("response")
+    assert (answer["id"], answer["ok"], answer["error"]) == ("c1", False, "unknown verb 'dance'")
+
+
+async def test_it_can_begin_by_itself_when_nobody_asks(mosquitto, agent):
+    plant = Plant(length=1)
+    async with serving(mosquitto, plant, begin_after=0.05):
+        await agent.ready()
+        observation = await agent.next("observation")
+        assert observation["step"] == 0
+        await agent.act(observation, "a")
+        while len({observation["episode"], (await agent.next("observation"))["episode"]}) == 1:
+            pass
+    assert plant.given[0] == "a"
+
+
+async def test_the_plant_goes_on_while_the_network_is_gone_and_comes_back_in_a_new_session(mosquitto, agent, until):
+    plant = Plant(length=10_000)
+    async with serving(mosquitto, plant, step_interval=0.005) as device:
+        await agent.ready()
+        await agent.command()
+        await agent.act(await agent.next("observation"), "a")
+        await agent.next("observation")
+        first = device.session
+        mosquitto.kill()
+        count = len(plant.given)
+        await until(lambda: len(plant.given) > count + 50)
+        mosquitto.start()
+        await until(lambda: device.connected and device.session != first)
+        assert set(plant.given[count + 2 :]) == {"brake"}
+        assert device.counts["disconnected"] >= 1
+    assert [line.step for line in device.applied] == list(range(len(device.applied)))
+
+
+async def test_its_heartbeats_carry_session_and_sequence(mosquitto, agent):
+    async with serving(mosquitto, Plant(), heartbeat=0.05):
+        await agent.ready()
+        beats = [await agent.next("heartbeat") for _ in range(3)]
+    assert [beat["seq"] for beat in beats] == [0, 1, 2]
+    assert {beat["session"] for beat in beats} == {agent.session}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "#", "+"])
+def test_a_name_is_one_topic_level(name):
+    with pytest.raises(ValueError):
+        Device("mqtt://x", name, agent="a", on_reset=lambda _: None, on_step=lambda _: None, fallback=0)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("mqtt://broker", ("broker", 1883, None, None)),
+        ("mqtt://u%40x:p%3A@broker:99", ("broker", 99, "u@x", "p:")),
+        ("mqtts://broker", ("broker", 8883, None, None)),
+    ],
+)
+def test_a_brokers_address_is_taken_apart(address, expected):
+    found = connection_arguments(address)
+    assert (found["hostname"], found["port"], found["username"], found["password"]) == expected
+    assert (found["tls_context"] is not None) == address.startswith("mqtts")
+
+
+def test_a_pause_before_the_next_attempt_grows_to_a_cap_and_is_jittered():
+    generator = random.Random(1)
+    pauses = [backoff(attempt, generator) for attempt in range(40)]
+    assert 0.05 <= pauses[0] <= 0.1
+    assert max(pauses) <= 5.0
+    assert len(set(pauses)) == 40

@@ -1,0 +1,339 @@
+"""The agent's side of the protocol against a device that floods, repeats, reorders, goes silent and lies: a bare MQTT client plays it."""
+
+import asyncio
+import contextlib
+import json
+import random
+
+import aiomqtt
+import pytest
+
+from agentd.clock import SystemClock
+from agentd.environments import Joined, Left, Linked, make_environment
+from agentd.errors import PlantError, PlantLost
+
+TOPIC = "agentd/v1/devices/arm"
+
+
+class Arm:
+    """A device, spoken by hand. `heard` has what came down."""
+
+    def __init__(self, client, session="s1"):
+        self.client = client
+        self.session = session
+        self.heard = asyncio.Queue()
+
+    async def status(self, status="ready", **fields):
+        message = {"status": status, "session": self.session, "agent": "cartpole", "seedable": True} | fields
+        await self.client.publish(f"{TOPIC}/up/status", json.dumps(message), qos=1, retain=True)
+
+    async def see(self, episode, step, observation=(0.0, 0.0, 0.0, 0.0), **fields):
+        message = {"session": self.session, "episode": episode, "step": step, "observation": list(observation)} | fields
+        await self.client.publish(f"{TOPIC}/up/observation", json.dumps(message))
+
+    async def listen(self):
+        async for message in self.client.messages:
+            await self.heard.put((str(message.topic).rpartition("/")[2], json.loads(message.payload)))
+
+    async def next(self, kind):
+        async with asyncio.timeout(10):
+            while True:
+                heard, message = await self.heard.get()
+                if heard == kind:
+                    return message
+
+
+@pytest.fixture
+async def arm(mosquitto):
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        arm = Arm(client)
+        await client.subscribe([(f"{TOPIC}/down/action", 0), (f"{TOPIC}/down/command", 1)])
+        listening = asyncio.create_task(arm.listen())
+        yield arm
+        listening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await listening
+
+
+@pytest.fixture
+async def environment(mosquitto, make_spec):
+    tables = {
+        "kind": "mqtt",
+        "mqtt": {"observation_timeout": 1.0, "max_payload": 2000},
+        "observation_space": {"low": -10.0, "high": 10.0, "shape": [4]},
+        "action_space": {"discrete": 2},
+        "safe_action": {"value": 0},
+    }
+    made = make_environment(
+        make_spec(environment=tables), session="agent-1", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1)
+    )
+    async with made:
+        yield made
+
+
+async def change(environment, kind):
+    async with asyncio.timeout(10):
+        changes = environment.changes()
+        while not isinstance(found := await anext(changes), kind):
+            pass
+        return found
+
+
+async def driven(environment, arm, episode="e1"):
+    """A device in the middle of an episode: its first observation was delivered."""
+    await arm.status()
+    device = (await change(environment, Joined)).device
+    resetting = asyncio.create_task(device.reset(episode, 7, 100))
+    command = await arm.next("command")
+    assert (command["verb"], command["episode"], command["seed"], command["max_steps"], command["session"]) == (
+        "reset",
+        episode,
+        7,
+        100,
+        "s1",
+    )
+    await arm.see(episode, 0)
+    assert (await resetting).tick == 0
+    return device
+
+
+async def answered(device, arm, action=1):
+    """Give an action and see it arrive; the task waits for what comes of it."""
+    stepping = asyncio.create_task(device.step(action, revision="r", safe=False))
+    return stepping, await arm.next("action")
+
+
+async def test_an_action_names_session_episode_step_revision_and_whether_it_is_safe(environment, arm):
+    device = await driven(environment, arm)
+    stepping, message = await answered(device, arm)
+    assert message == {"session": "s1", "episode": "e1", "step": 0, "revision": "r", "action": 1, "safe": False}
+    await arm.see("e1", 1, reward=1.0, info={"note": "x"})
+    transition = await stepping
+    assert (transition.tick, transition.reward, transition.info) == (1, 1.0, {"note": "x"})
+
+
+async def test_repeated_and_reordered_observations_are_dropped_and_counted(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 0)
+    await arm.see("e1", 3)
+    assert (await stepping).tick == 3
+    stepping, _ = await answered(device, arm)
+    for step in (2, 3, 1):
+        await arm.see("e1", step)
+    await arm.see("e1", 4)
+    assert (await stepping).tick == 4
+    assert environment.counters.dropped == {"stale": 4}
+
+
+async def test_of_a_flood_the_newest_observation_counts_and_no_reward_is_lost(environment, arm):
+    device = await driven(environment, arm)
+    for step in range(1, 6):
+        await arm.see("e1", step, reward=1.0)
+    await arm.client.publish("agentd/v1/devices/arm/up/heartbeat", b'{"session": "s1"}', qos=1)
+    await asyncio.sleep(0.2)
+    transition = await device.step(1, revision="r", safe=False)
+    assert (transition.tick, transition.reward, transition.fallback) == (5, 5.0, True)
+    assert environment.counters.dropped == {"late_action": 1, "superseded": 4}
+    assert arm.heard.empty()  # the action for a tick that has gone is never sent
+
+
+async def test_a_long_flood_is_bounded_and_keeps_the_end_of_the_episode(environment, arm):
+    device = await driven(environment, arm)
+    for step in range(1, 60):
+        await arm.see("e1", step)
+    await arm.see("e1", 60, terminated=True)
+    await asyncio.sleep(0.3)
+    transition = await device.step(1, revision="r", safe=False)
+    assert (transition.tick, transition.terminated) == (60, True)
+
+
+async def test_an_older_session_is_dropped_and_counted(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    arm.session = "an older life"
+    await arm.see("e1", 1)
+    arm.session = "s1"
+    await arm.see("e1", 2)
+    assert (await stepping).tick == 2
+    assert environment.counters.dropped == {"older_session": 1}
+
+
+async def test_an_observation_outside_the_space_gets_the_safe_action_at_once(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 1, observation=(99.0, 0, 0, 0))
+    message = await arm.next("action")
+    assert (message["step"], message["action"], message["safe"]) == (1, 0, True)
+    await arm.see("e1", 2)
+    assert (await stepping).tick == 2
+    assert environment.counters.dropped == {"out_of_space": 1}
+    assert environment.counters.safe_actions == {"invalid_observation": 1}
+
+
+async def test_an_episode_ends_even_with_an_observation_outside_the_space(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 1, observation=(99.0, 0, 0, 0), terminated=True)
+    transition = await stepping
+    assert (transition.terminated, transition.observation) == (True, None)
+
+
+async def test_what_nobody_drives_is_answered_with_the_safe_action(environment, arm):
+    await arm.status()
+    await change(environment, Joined)
+    await arm.see("of an earlier runner", 17)
+    message = await arm.next("action")
+    assert (message["episode"], message["step"], message["action"], message["safe"]) == ("of an earlier runner", 17, 0, True)
+    assert environment.counters.safe_actions == {"orphan": 1}
+
+
+async def test_an_episode_left_in_the_middle_is_answered_to_its_end(environment, arm):
+    device = await driven(environment, arm)
+    await device.rest(0)
+    assert (await arm.next("action"))["safe"] is True
+    await arm.see("e1", 1)
+    assert (await arm.next("action"))["step"] == 1
+
+
+async def test_a_step_zero_that_nobody_asked_for_is_an_episode_of_the_device(environment, arm):
+    await arm.status()
+    device = (await change(environment, Joined)).device
+    await arm.see("mine", 0)
+    async with asyncio.timeout(10):
+        begun = await device.begun()
+    assert (begun.episode, begun.first.tick, begun.first.observation) == ("mine", 0, [0.0, 0.0, 0.0, 0.0])
+    stepping, message = await answered(device, arm)
+    assert message["episode"] == "mine"
+    await arm.see("mine", 1, truncated=True)
+    assert (await stepping).last
+
+
+async def test_a_device_that_begins_another_episode_supersedes_the_one_that_ran(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("mine", 0)
+    with pytest.raises(PlantLost) as lost:
+        await stepping
+    assert lost.value.reason == "superseded"
+    assert (await device.begun()).episode == "mine"
+
+
+async def test_a_device_that_falls_silent_in_an_episode_is_lost(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    with pytest.raises(PlantLost) as lost:
+        await stepping
+    assert lost.value.reason == "silent"
+
+
+async def test_a_device_without_a_sign_of_life_leaves_and_comes_back_with_one(environment, arm):
+    await arm.status()
+    await change(environment, Joined)
+    assert (await change(environment, Left)).reason == "silent"
+    await arm.client.publish(f"{TOPIC}/up/heartbeat", json.dumps({"session": "s1", "seq": 9}))
+    assert (await change(environment, Joined)).device.id == "arm"
+
+
+@pytest.mark.parametrize(("status", "reason"), [("stopped", "stopped"), ("lost", "disconnected")])
+async def test_a_device_that_stops_or_whose_will_is_read_is_gone(environment, arm, status, reason):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.status(status)
+    with pytest.raises(PlantLost) as lost:
+        await stepping
+    assert lost.value.reason == reason
+    assert (await change(environment, Left)).reason == reason
+    with pytest.raises(PlantLost):
+        await device.reset("e2", None, 10)
+
+
+async def test_a_new_session_of_a_device_ends_its_old_one(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    arm.session = "s2"
+    await arm.status()
+    with pytest.raises(PlantLost) as lost:
+        await stepping
+    assert lost.value.reason == "superseded"
+    assert (await change(environment, Joined)).device.session == "s2"
+
+
+async def test_the_last_will_of_an_older_session_hurts_nobody(environment, arm, until):
+    await driven(environment, arm)
+    arm.session = "an older life"
+    await arm.status("lost")
+    await until(lambda: environment.counters.dropped["older_session"])
+
+
+async def test_a_device_of_another_agent_is_not_ours(environment, arm):
+    await arm.status(agent="somebody else's")
+    arm.session = "s2"
+    await arm.status()
+    assert (await change(environment, Joined)).device.session == "s2"
+
+
+async def test_a_payload_beyond_the_limit_is_counted_and_not_read(environment, arm, until):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 1, info={"padding": "x" * 2000})
+    await arm.see("e1", 2)
+    assert (await stepping).tick == 2
+    assert environment.counters.dropped == {"too_large": 1}
+
+
+async def test_a_device_that_asks_for_messagepack_is_spoken_to_in_it(environment, mosquitto):
+    import msgspec
+
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        await client.subscribe(f"{TOPIC}/down/#", qos=1)
+        arm = Arm(client)
+        await arm.status(encoding="msgpack")
+        device = (await change(environment, Joined)).device
+        resetting = asyncio.create_task(device.reset("e1", None, 10))
+        async with asyncio.timeout(10):
+            while True:
+                message = await anext(client.messages)
+                if str(message.topic).endswith("command"):
+                    break
+        assert msgspec.msgpack.decode(message.payload)["episode"] == "e1"
+        first = {"session": "s1", "episode": "e1", "step": 0, "observation": [0.0] * 4}
+        await client.publish(f"{TOPIC}/up/observation", msgspec.msgpack.encode(first))
+        assert (await resetting).observation == [0.0] * 4
+
+
+async def test_the_agent_says_what_it_does_and_what_it_expects(environment, mosquitto):
+    await environment.announce("ready")
+    await change(environment, Linked)
+    said = {}
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        await client.subscribe("agentd/v1/agents/cartpole/#")
+        async with asyncio.timeout(10):
+            while len(said) < 2:
+                message = await anext(client.messages)
+                assert message.retain
+                said[str(message.topic).rpartition("/")[2]] = json.loads(message.payload)
+    assert said["status"] == {"status": "ready", "session": "agent-1"}
+    assert (said["description"]["safe_action"], said["description"]["deadline_ms"]) == (0, 50.0)
+
+
+async def test_a_broker_that_is_not_there_is_waited_for(mosquitto, make_spec):
+    tables = {"kind": "mqtt", "action_space": {"discrete": 2}, "observation_space": {"shape": [4]}, "safe_action": {"value": 0}}
+    spec = make_spec(environment=tables)
+    mosquitto.kill()
+    made = make_environment(spec, session="a", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1))
+    async with made:
+        assert not (await change(made, Linked)).connected
+        mosquitto.start()
+        while not (await change(made, Linked)).connected:
+            pass
+        assert made.connected
+
+
+@pytest.mark.parametrize("address", ["broker:1883", "http://broker", "mqtt://", "", "mqtt://host:port"])
+def test_an_address_that_is_none_is_said(make_spec, address):
+    tables = {"kind": "mqtt", "action_space": {"discrete": 2}, "observation_space": {"shape": [4]}, "safe_action": {"value": 0}}
+    with pytest.raises(PlantError):
+        make_environment(
+            make_spec(environment=tables), session="a", broker=address or None, clock=SystemClock(), generator=random.Random(1)
+        )
