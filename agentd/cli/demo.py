@@ -24,7 +24,7 @@ from agentd.cli.bad_revisions import reads_a_file, subtly_worse, worse
 from agentd.cli.client import Client
 from agentd.cli.story import ATTACKED, BROKEN, HEALTHY, RECOVERED, Bad, Story
 from agentd.cli.story_view import View, as_json, print_summary
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, DaemonUnreachable
 from agentd.ready import find
 
 AGENT = "cartpole"
@@ -173,12 +173,16 @@ class Demo:
 
     async def _connect(self, daemon: Child) -> Client:
         for _ in range(200):
-            with contextlib.suppress(AgentdError):
+            with contextlib.suppress(DaemonUnreachable):
                 client = Client.from_state(self._state)
-                await client.status()
-                self._url = client.url
-                self._view.url = client.page_url
-                return client
+                status = await client.status()
+                if status.get("broken"):
+                    raise DemoError("\n".join(status["broken"].values()))
+                if any(agent["name"] == AGENT for agent in status["agents"]):
+                    self._url = client.url
+                    self._view.url = client.page_url
+                    return client
+                await client.aclose()
             if daemon.process.returncode is not None:
                 break
             await asyncio.sleep(0.1)

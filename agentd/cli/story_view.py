@@ -136,7 +136,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     """The summary for a person."""
     console = Console(highlight=False)
     scores = summary["scores"]
-    table = Table(title="Scores of the stable revision, in [0, 1]")
+    table = Table(title="Scores, 0 to 1")
     for column in ("before", f"broken ({summary['change']})", "after"):
         table.add_column(column, justify="right")
     table.add_row(*("-" if scores[name] is None else f"{scores[name]:.3f}" for name in ("before", "broken", "after")))

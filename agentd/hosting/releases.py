@@ -405,7 +405,7 @@ class Releases:
             replaced = await self._promoted_by(keeper.state.stable) if ended.kind is ReleaseKind.PROBE else None
             changes |= self.serve(ended.candidate, forced=ended.forced)
             if replaced is not None:
-                rolled = machine.advance(replaced, Phase.ROLLED_BACK, at=now, who="watch", reason=verdict.reason, stage="watch")
+                rolled = machine.advance(replaced, Phase.ROLLED_BACK, at=now, who="watch", reason=f"the last good revision is {verdict.reason}", stage="watch")
                 records += [rolled, self._told(rolled)]
             elif not ended.forced:
                 changes |= {"anchor": ended.candidate, "attempts": 0}
