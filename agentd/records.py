@@ -44,7 +44,7 @@ class Kind(enum.StrEnum):
     CODE = "code"
 
 
-class Parameter(Record):
+class Parameter(Record, frozen=True):
     """A trainable node, as the worker found it, with the rules of `agent.toml` laid over.
 
     `path` is its attribute path (`act`, `gains.kp`). `default` is the value in the source; for code it is the function's source text,
@@ -63,7 +63,7 @@ class Parameter(Record):
     approval: bool = False
 
 
-class Source(Record):
+class Source(Record, frozen=True):
     """An agent's program: files by relative path, and the parts of `agent.toml` that change what it computes."""
 
     digest: str
@@ -73,7 +73,7 @@ class Source(Record):
     feedback: str | None = None
 
 
-class Revision(Record):
+class Revision(Record, frozen=True):
     """An immutable set of parameter values on one source. `values` holds only what differs from the source's defaults."""
 
     id: str
@@ -90,7 +90,7 @@ class Origin(enum.StrEnum):
     OPERATOR = "operator"
 
 
-class Provenance(Record):
+class Provenance(Record, frozen=True):
     """Where a revision came from; a row of its own, since equal values may be proposed twice."""
 
     revision: str
@@ -164,7 +164,7 @@ class TraceFunction(msgspec.Struct, frozen=True, array_like=True):
     source: str = ""
 
 
-class TraceGraph(Record):
+class TraceGraph(Record, frozen=True):
     """What a program and its environment computed in one episode: a DAG in topological order. Versioned and immutable."""
 
     version: int = 1
@@ -201,7 +201,7 @@ class Outcome(enum.StrEnum):
     LOST = "lost"
 
 
-class Space(Record):
+class Space(Record, frozen=True):
     """The set that observations or actions come from: kind box (low, high, shape), discrete (n, start) or any.
 
     `low` and `high` are numbers, or flat lists in C order; None is unbounded.
@@ -232,7 +232,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     latency: float = 0.0
 
 
-class Episode(Record):
+class Episode(Record, frozen=True):
     """One run of one revision on one device, as the runner recorded it. `trace` is the worker's word: untrusted, encoded TraceGraph."""
 
     id: str
@@ -261,7 +261,7 @@ class Episode(Record):
         return sum(step.safe is not None for step in self.steps)
 
 
-class Metric(Record):
+class Metric(Record, frozen=True):
     """A declared metric: its range and which end is better."""
 
     name: str
@@ -282,7 +282,7 @@ class Metric(Record):
         return self.low if self.higher_is_better else self.high
 
 
-class Feedback(Record):
+class Feedback(Record, frozen=True):
     """What an episode was worth. `score` is in the declared range; `node` is the trace node it is about (None: the output)."""
 
     episode: str
@@ -295,7 +295,7 @@ class Feedback(Record):
     """Why the feedback function gave no verdict (it raised, hung, left the range); the score is then not evidence."""
 
 
-class EpisodeSummary(Record):
+class EpisodeSummary(Record, frozen=True):
     """An episode as lists show it: without steps and trace."""
 
     id: str
@@ -324,7 +324,7 @@ class EpisodeSummary(Record):
 # --- optimizing -----------------------------------------------------------------------------------------------------
 
 
-class Problem(Record):
+class Problem(Record, frozen=True):
     """One case of an OPTO problem: parameters with their current values, the minimal subgraph, and the feedback on its output."""
 
     episode: str
@@ -337,7 +337,7 @@ class Problem(Record):
     outcome: Outcome = Outcome.FINISHED
 
 
-class MemoryEntry(Record):
+class MemoryEntry(Record, frozen=True):
     """What became of an earlier attempt. `values` are full (all trainable paths), scores normalised means."""
 
     proposal: str
@@ -354,7 +354,7 @@ class MemoryEntry(Record):
     at: float = 0.0
 
 
-class Usage(Record):
+class Usage(Record, frozen=True):
     """What one call of a model cost: a row of the ledger."""
 
     agent: str
@@ -367,7 +367,7 @@ class Usage(Record):
     dollars: float = 0.0
 
 
-class Proposal(Record):
+class Proposal(Record, frozen=True):
     """New values for some parameters (only those that change), with the reasons and what they cost."""
 
     id: str
@@ -406,7 +406,7 @@ class Phase(enum.StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class PairPlan(Record):
+class PairPlan(Record, frozen=True):
     """Two episodes on one device, committed before they are run. `order` is drawn at random; `seed` is shared where the device is seedable.
 
     `reference` and `candidate` are revision ids; the reference is the stable revision of the release.
@@ -423,7 +423,7 @@ class PairPlan(Record):
     drawn_at: float = 0.0
 
 
-class Pair(Record):
+class Pair(Record, frozen=True):
     """Evidence: the two normalised scores of a pair, and whether each side was aborted."""
 
     id: str
@@ -442,7 +442,7 @@ class Pair(Record):
     """The reference side ran the release's anchor instead of the stable revision."""
 
 
-class Single(Record):
+class Single(Record, frozen=True):
     """Evidence without a partner: one episode whose role was drawn at random, with `probability` for the candidate.
 
     It enters when its window has closed; `score` (normalised) is None if nobody answered until then.
@@ -467,7 +467,7 @@ class Goal(enum.StrEnum):
     NO_WORSE = "no_worse"
 
 
-class MetricRule(Record):
+class MetricRule(Record, frozen=True):
     """What a release asks of a further metric. `margin` (of the normalised range) is how much worse NO_WORSE lets it be."""
 
     name: str
@@ -475,7 +475,7 @@ class MetricRule(Record):
     margin: float = 0.05
 
 
-class ReleaseSettings(Record):
+class ReleaseSettings(Record, frozen=True):
     """The `[release]` and `[guardrails]` rules that a release was begun with: a later edit doesn't move a running test."""
 
     alpha: float = 0.05
@@ -504,7 +504,7 @@ class ReleaseSettings(Record):
     """Unpaired evidence: the normalised score of an episode that nobody answered in its window."""
 
 
-class Test(Record):
+class Test(Record, frozen=True):
     """The state of one sequential test (agentd.release.statistics.BettingTest), as it is stored.
 
     `mean` and `variance` are of X = (D/B + 1)/2 over all that the test has seen, and mean nothing before the first.
@@ -519,7 +519,7 @@ class Test(Record):
     """Observations that shaped the bets without being evidence (those of the selection)."""
 
 
-class Change(Record):
+class Change(Record, frozen=True):
     """One transition of a release: an audit row."""
 
     phase: Phase
@@ -535,7 +535,7 @@ class ReleaseKind(enum.StrEnum):
     PROBE = "probe"
 
 
-class Release(Record):
+class Release(Record, frozen=True):
     """The way of one proposal. Pure state: agentd.release.machine makes the next one from it."""
 
     id: str
@@ -580,7 +580,7 @@ class Release(Record):
         return (self.candidate_sum - self.reference_sum) / self.pairs if self.pairs else None
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True):
     """What the machine decided: the phase to go to, why, and the evidence at that moment."""
 
     phase: Phase
@@ -590,7 +590,7 @@ class Verdict(Record):
     pairs: int = 0
 
 
-class WatchSettings(Record):
+class WatchSettings(Record, frozen=True):
     """The `[watch]` rules.
 
     Expected healthy episodes to an alarm, length of the burn-in, and how many episodes without an alarm make a revision good.
@@ -603,7 +603,7 @@ class WatchSettings(Record):
     """Of the lower bound that the burn-in gives."""
 
 
-class Watch(Record):
+class Watch(Record, frozen=True):
     """The Shiryaev-Roberts watch on a stable revision: a burn-in gives a lower bound for its mean, which scores are then held against.
 
     Scores are normalised. `recent` are the latest ones, oldest first.
@@ -619,7 +619,7 @@ class Watch(Record):
     recent: tuple[float, ...] = ()
 
 
-class AgentState(Record):
+class AgentState(Record, frozen=True):
     """What the daemon knows of an agent and commits before it acts: the routes follow it, never the other way round."""
 
     name: str
@@ -651,7 +651,7 @@ class AgentState(Record):
 # --- what happened --------------------------------------------------------------------------------------------------
 
 
-class Event(Record):
+class Event(Record, frozen=True):
     """Something that happened and that someone may ask about later. `kind` is dotted: `release.promoted`, `watch.alarm`."""
 
     kind: str
