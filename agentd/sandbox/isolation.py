@@ -38,7 +38,7 @@ _LEVEL_3_HINT = (
 
 def command(*arguments: str) -> list[str]:
     """The command line of a process of this package: isolated from the user's site and environment, with the agentd that runs now."""
-    home = str(Path(agentd.__file__).resolve().parent.parent)
+    home = str(Path(agentd.__file__).parents[1])
     start = (  # another agentd may be installed; and nothing that lies beside ours may hide a module of the standard library
         "import sys; sys.path.insert(0, sys.argv[1]); import agentd; sys.path.append(sys.path.pop(0)); "
         "from agentd.sandbox.main import main; main(sys.argv[2:])"

@@ -129,7 +129,7 @@ class Zygote:
         """What a policy is told of a plant's `seed`: the same for the same one, and nothing that it could be computed from."""
         if seed is None:
             return None
-        digest = blake2b(seed.to_bytes(16, signed=True), key=self._seed_key, digest_size=4).digest()
+        digest = blake2b(str(seed).encode(), key=self._seed_key, digest_size=4).digest()
         return int.from_bytes(digest)
 
     async def fork(self, program: str, memory_bytes: int, channel: socket.socket, log: int) -> Child:
@@ -143,11 +143,17 @@ class Zygote:
             socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel.fileno(), log])
             async with asyncio.timeout(FORK_TIMEOUT):
                 child: Child = await forked
+            if self.level < 3:
                 return child
-        except TimeoutError as error:
-            raise SandboxError(f"the zygote forked no worker within {FORK_TIMEOUT:g} s") from error
-        except OSError as error:
-            raise WorkerDied(f"the zygote is gone: {error}") from error
+            return child._replace(pid=await asyncio.to_thread(_own_view, child.handle, child.pid))
+        except BaseException as error:
+            if forked.done() and not forked.cancelled() and forked.exception() is None and forked.result().handle >= 0:
+                os.close(forked.result().handle)  # nobody gets it; the worker ends with its channel
+            if isinstance(error, TimeoutError):
+                raise SandboxError(f"the zygote forked no worker within {FORK_TIMEOUT:g} s") from error
+            if isinstance(error, OSError):
+                raise WorkerDied(f"the zygote is gone: {error}") from error
+            raise
         finally:
             del self._forks[number]
 
@@ -220,7 +226,7 @@ class Zygote:
         self._exits[message.pid] = exited
         forked = self._forks.get(message.id)
         if forked is not None and not forked.done():
-            forked.set_result(Child(_own_view(handle, message.pid) if self.level >= 3 else message.pid, handle, exited))
+            forked.set_result(Child(message.pid, handle, exited))
         elif handle >= 0:  # nobody waits any more; the worker's channel is closed, so it ends by itself
             os.close(handle)
 
