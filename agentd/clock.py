@@ -20,7 +20,9 @@ class SystemClock:
     """The machine's own clock."""
 
     def time(self) -> float:
+        """Unix time in seconds."""
         return time.time()
 
     def monotonic(self) -> float:
+        """Seconds from an arbitrary start."""
         return time.monotonic()

@@ -277,7 +277,7 @@ async def _reload(daemon: Daemon, asked: asyncio.Event) -> None:
         try:
             await daemon.load()
         except AgentdError as error:
-            log.error("reload failed; what runs goes on", error=str(error))
+            log.warning("reload failed; what runs goes on", error=str(error))
 
 
 def run(settings: DaemonSettings) -> int:

@@ -103,7 +103,7 @@ class Provenance(Record, frozen=True):
 
 
 def canonical(value: Value) -> Value:
-    """The form in which values are hashed: sorted keys, `\\n` line ends, no NaN. Raises CodecError for what has no such form."""
+    """The form in which values are hashed: sorted keys, line feeds as line ends, no NaN. Raises CodecError for what has no such form."""
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n")
     if value is None or isinstance(value, bool | int):

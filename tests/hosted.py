@@ -51,7 +51,9 @@ class Hosted:
         self.client: Client
         self._children: list[asyncio.subprocess.Process] = []
 
-    def add_agent(self, ready: str = "cartpole", *, name: str | None = None, edit: Callable[[str], str] = lambda text: text, **files: str) -> Path:
+    def add_agent(
+        self, ready: str = "cartpole", *, name: str | None = None, edit: Callable[[str], str] = lambda text: text, **files: str
+    ) -> Path:
         """A copy of a shipped controller; `edit` changes its agent.toml, `files` replace modules (`controller="..."`)."""
         target = self.agents / (name or ready)
         shutil.copytree(find(ready), target, ignore=shutil.ignore_patterns("__pycache__"))

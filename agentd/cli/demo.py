@@ -1,7 +1,7 @@
 """`agentd demo`: a broker, a robot and a daemon as separate processes; the robot changes, the daemon finds a better revision.
 
-Nothing here decides anything. The daemon is `agentd run`; the demo changes the robot, submits bad revisions as an operator would, through the
-same HTTP API, and tells what it sees.
+Nothing here decides anything. The daemon is `agentd run`; the demo changes the robot, submits bad revisions as an operator would, through
+the same HTTP API, and tells what it sees.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agentd.cli.bad_revisions import reads_a_file, subtly_worse, worse
 from agentd.cli.client import Client
@@ -59,7 +58,7 @@ class Child:
         self.process = process
         self.log = log
 
-    async def line(self, timeout: float) -> str:
+    async def line(self, timeout: float) -> str:  # noqa: ASYNC109 - how long the process may take is its caller's to say
         """The next line on its stdout. Raises DemoError with the end of its log where none comes."""
         assert self.process.stdout is not None  # noqa: S101 - it was made with a pipe
         try:
@@ -199,7 +198,7 @@ class Demo:
                     self._changed.set()
             await asyncio.sleep(0.5)
 
-    async def _until(self, what: str, condition: Callable[[], Awaitable[bool]], timeout: float = STAGE_TIMEOUT) -> None:
+    async def _until(self, what: str, condition: Callable[[], Awaitable[bool]], timeout: float = STAGE_TIMEOUT) -> None:  # noqa: ASYNC109 - as `line`
         """Wait until a condition holds; looked at after every event, and twice a second."""
         try:
             async with asyncio.timeout(timeout):

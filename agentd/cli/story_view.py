@@ -17,7 +17,15 @@ from agentd.cli.story import BROKEN, HEALTHY, RECOVERED, Story
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = (
-    "watch.", "drift.", "optimizer.", "release.", "runner.", "agent.", "guardrail.", "worker.", "revision.",
+    "watch.",
+    "drift.",
+    "optimizer.",
+    "release.",
+    "runner.",
+    "agent.",
+    "guardrail.",
+    "worker.",
+    "revision.",
 )
 _QUIET = frozenset({"release.evidence", "release.validated"})
 
@@ -142,7 +150,14 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     table.add_row(*("-" if scores[name] is None else f"{scores[name]:.3f}" for name in ("before", "broken", "after")))
     console.print(table)
     releases = Table(title="Releases")
-    for column, justify in (("release", "left"), ("by", "left"), ("verdict", "left"), ("stage", "left"), ("e", "right"), ("pairs", "right")):
+    for column, justify in (
+        ("release", "left"),
+        ("by", "left"),
+        ("verdict", "left"),
+        ("stage", "left"),
+        ("e", "right"),
+        ("pairs", "right"),
+    ):
         releases.add_column(column, justify=justify)  # type: ignore[arg-type]
     releases.add_column("difference", justify="right")
     releases.add_column("why", overflow="fold", max_width=60)
@@ -151,7 +166,15 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         e_value = "∞" if row["e_value"] is None else f"{row['e_value']:.3g}"
         style = {"promoted": "green", "rolled_back": "red", "rejected": "red"}.get(row["verdict"], "")
         releases.add_row(
-            row["release"][:10], row["by"], row["verdict"], row["stage"], e_value, str(row["pairs"]), difference, row["reason"][:120], style=style
+            row["release"][:10],
+            row["by"],
+            row["verdict"],
+            row["stage"],
+            e_value,
+            str(row["pairs"]),
+            difference,
+            row["reason"][:120],
+            style=style,
         )
     console.print(releases)
     bad = Table(title="Bad revisions, submitted on purpose")
