@@ -31,7 +31,7 @@ def recursive_conversion(true_func: Callable[[Node], Any], false_func: Callable[
     return convert
 
 
-def apply_op(op: Callable[..., Any], output: Any, *args: Any, **kwargs: Any) -> Any:
+def apply_op(op: Callable[..., Any], output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901 - a branch per kind of container
     """Applies `op` to nodes or to containers of nodes of the same shape as `output`, which is filled (a tuple is made anew) and returned.
 
     A node among the inputs is used for every item. Raises TraceError for containers of another type or length.

@@ -51,7 +51,7 @@ def bundle(
         return FunModule(description)
     captured: dict[str, Any] = {}
     if trainable:
-        frame = sys._getframe(1)  # noqa: SLF001 - new code may use the names that the function's neighbours could
+        frame = sys._getframe(1)
         if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function's locals; a module's or class's are reached otherwise
             captured = dict(frame.f_locals)
 
@@ -218,6 +218,11 @@ class FunModule(Module):
     # --- calling ---
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the function on the values of nodes and plain arguments; gives the node of its result.
+
+        Raises ExecutionError for what the function raises, TraceMissingInputsError for reads of nodes that it was not given, and TypeError
+        for arguments that don't fit.
+        """
         if self.overwrite_python_recursion and current.get().module is self:
             return self._fun(*args, **kwargs)
         if self.parameter is None and self._trainable:
@@ -227,9 +232,12 @@ class FunModule(Module):
         return self._run(self.parameter, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As a call."""
         return self(*args, **kwargs)
 
-    def _run(self, parameter: ParameterNode | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(  # noqa: C901, PLR0912 - the path of every call, in one piece because each further function would be a tenth of it
+        self, parameter: ParameterNode | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if parameter is None:
             function, signature = self._fun, self._signature
         else:
@@ -372,6 +380,7 @@ class BoundFunModule(FunModule):
             self.parameter = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As FunModule's, with the instance as first argument."""
         return self._module._run(self.parameter, (self._instance, *args), kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -394,9 +403,11 @@ class BoundFunModule(FunModule):
 
     @property
     def fun(self) -> Callable[..., Any]:
+        """The plain function that a call runs now, unbound."""
         return self._module._fun if self.parameter is None else self._module._current(self.parameter)[0]
 
     def detach(self) -> FunModule:
+        """A copy bound to the same instance, whose code parameter is changed independently."""
         made = self._module.detach()
         bound = BoundFunModule.__new__(BoundFunModule)
         bound._module, bound._instance, bound.parameter = made, self._instance, None

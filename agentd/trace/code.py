@@ -110,14 +110,14 @@ class Code:
         if not isinstance(source, str):
             raise TraceError(f"code is text, not a {type(source).__name__}")
         if source == module.source:
-            return module._fun, module._signature  # noqa: SLF001 - one component in two files
-        held = module._compiled  # noqa: SLF001 - as above
+            return module._fun, module._signature
+        held = module._compiled
         found = held.get(source)
         if found is None:
             name = parse(source).name
-            if name != module._function_name:  # noqa: SLF001 - as above
-                raise TraceError(f"the code must define {module._function_name}, not {name}")  # noqa: SLF001 - as above
-            function = compile_function(source, module._fun, module._captured, module._owner)  # noqa: SLF001 - as above
+            if name != module._function_name:
+                raise TraceError(f"the code must define {module._function_name}, not {name}")
+            function = compile_function(source, module._fun, module._captured, module._owner)
             found = function, Signature(function, module.operator, coded=True)
             while len(held) >= _MAX_COMPILED:
                 del held[next(iter(held))]

@@ -12,6 +12,10 @@ _WIDTH, _LINE, _GAP_X, _GAP_Y, _MARGIN = 190, 14, 24, 46, 16
 _CHARACTERS = 30  # that fit into a box
 _SWEEPS = 4
 _MAX_TITLE = 4_000
+_ARROW = (
+    '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M0 0L8 4L0 8z" fill="#8a8a8a"/></marker></defs>'
+)
 
 
 def to_svg(
@@ -33,8 +37,7 @@ def to_svg(
         y += height + _GAP_Y
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{total_width:.0f}" height="{y:.0f}" viewBox="0 0 {total_width:.0f} {y:.0f}">',
-        '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0L8 4L0 8z" fill="#8a8a8a"/></marker></defs>',
+        _ARROW,
     ]
     for index, node in enumerate(graph.nodes):
         for parent in dict.fromkeys(node.parents):
@@ -67,7 +70,7 @@ def _rows(graph: TraceGraph) -> list[list[int]]:
     for sweep in range(_SWEEPS):
         for row in rows if sweep % 2 == 0 else reversed(rows):
             around = {index: graph.nodes[index].parents if sweep % 2 == 0 else children.get(index, ()) for index in row}
-            row.sort(key=lambda index: sum(place[other] for other in around[index]) / len(around[index]) if around[index] else place[index])  # noqa: B023 - used at once
+            row.sort(key=lambda index: sum(place[other] for other in around[index]) / len(around[index]) if around[index] else place[index])
             place.update((index, position - len(row) / 2) for position, index in enumerate(row))
     return rows
 

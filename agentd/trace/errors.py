@@ -22,7 +22,7 @@ class ExecutionError(TraceError):
 
     def __init__(self, exception_node: ExceptionNode) -> None:
         self.exception_node = exception_node
-        super().__init__(exception_node._data)  # noqa: SLF001 - an error must not count as a read
+        super().__init__(exception_node._data)
 
     def __str__(self) -> str:
         return str(self.exception_node.create_feedback("full"))

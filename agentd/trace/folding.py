@@ -116,9 +116,9 @@ def fold(
     result = graph
     if ticks is not None and len(ticks) >= minimum:
         blocks = _blocks(graph, ticks)
-        order = _by_interest(graph, ticks, blocks, rewards, worst, surprising)
+        order = _by_interest(graph, ticks, blocks, rewards, worst=worst, surprising=surprising)
         while True:
-            result = _fold(graph, ticks, blocks, order)
+            result = _Folder(graph, blocks, order).run()
             if budget is None or len(order) <= 2 or estimate_tokens(result) <= budget:
                 break
             order = order[:-1]
@@ -171,7 +171,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _by_interest(
-    graph: TraceGraph, ticks: Ticks, blocks: Sequence[Sequence[int]], rewards: Sequence[float | None], worst: int, surprising: int
+    graph: TraceGraph, ticks: Ticks, blocks: Sequence[Sequence[int]], rewards: Sequence[float | None], *, worst: int, surprising: int
 ) -> list[int]:
     """The ticks to show, the most important first."""
     count = len(ticks)
@@ -218,43 +218,72 @@ def _surprise(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> list[float]
 # --- making the folded graph ----------------------------------------------------------------------------------------
 
 
-def _fold(graph: TraceGraph, ticks: Ticks, blocks: Sequence[Sequence[int]], chosen: Iterable[int]) -> TraceGraph:
-    shown = set(chosen)
-    tick_of = {index: tick for tick, block in enumerate(blocks) for index in block}
-    hidden = {index for index, tick in tick_of.items() if tick not in shown}
-    nodes: list[TraceNode] = []
-    place: dict[int, int] = {}
-    gap_place: dict[int, int] = {}  # by the tick that a gap starts with
-    gap_of = _gaps(len(ticks), shown)
-    needed = _needed(graph, hidden)
-    for index, node in enumerate(graph.nodes):
-        if index in hidden:
-            gap = gap_of[tick_of[index]]
-            if gap[0] not in gap_place and index == blocks[gap[1]][-1]:
-                gap_place[gap[0]] = len(nodes)
-                nodes.append(_gap_node(graph, blocks, gap, place, gap_place, tick_of, gap_of, nodes))
-            continue
-        if not node.operator and index not in needed:
-            continue
-        parents = [_placed(parent, place, gap_place, tick_of, gap_of) for parent in node.parents]
-        kept = [(parent, name) for parent, name in zip(parents, _roles(node), strict=True) if parent is not None]
-        place[index] = len(nodes)
-        nodes.append(msgspec.structs.replace(node, parents=tuple(parent for parent, _ in kept), arguments=tuple(name for _, name in kept)))
-    functions = dict(graph.functions)
-    if hidden:
-        functions[FOLDED] = TraceFunction(documentation=_DOCUMENTATION)
-    used = {node.operator for node in nodes}
-    output = graph.output
-    return msgspec.structs.replace(
-        graph,
-        nodes=tuple(nodes),
-        functions={name: function for name, function in functions.items() if name in used},
-        output=None if output is None else _placed(output, place, gap_place, tick_of, gap_of),
-    )
+class _Folder:
+    """One folding: where shown nodes and gaps have got to in the new graph."""
 
+    def __init__(self, graph: TraceGraph, blocks: Sequence[Sequence[int]], shown: Iterable[int]) -> None:
+        self._graph = graph
+        self._blocks = blocks
+        self._tick_of = {index: tick for tick, block in enumerate(blocks) for index in block}
+        self._gap_of = _gaps(len(blocks), set(shown))
+        self._nodes: list[TraceNode] = []
+        self._place: dict[int, int] = {}
+        self._gap_place: dict[int, int] = {}  # by the tick that a gap starts with
 
-def _roles(node: TraceNode) -> tuple[str, ...]:
-    return node.arguments + ("",) * (len(node.parents) - len(node.arguments))
+    def run(self) -> TraceGraph:
+        """The folded graph."""
+        graph = self._graph
+        hidden = {index for index, tick in self._tick_of.items() if tick in self._gap_of}
+        needed = _needed(graph, hidden)
+        for index, node in enumerate(graph.nodes):
+            if index in hidden:
+                first, last = self._gap_of[self._tick_of[index]]
+                if index == self._blocks[last][-1]:
+                    gap = self._gap_node(first, last)
+                    self._gap_place[first] = len(self._nodes)
+                    self._nodes.append(gap)
+            elif node.operator or index in needed:
+                roles = node.arguments + ("",) * (len(node.parents) - len(node.arguments))
+                kept = [
+                    (place, role) for parent, role in zip(node.parents, roles, strict=True) if (place := self._placed(parent)) is not None
+                ]
+                self._place[index] = len(self._nodes)
+                self._nodes.append(
+                    msgspec.structs.replace(node, parents=tuple(place for place, _ in kept), arguments=tuple(role for _, role in kept))
+                )
+        functions = graph.functions | ({FOLDED: TraceFunction(documentation=_DOCUMENTATION)} if hidden else {})
+        used = {node.operator for node in self._nodes}
+        return msgspec.structs.replace(
+            graph,
+            nodes=tuple(self._nodes),
+            functions={name: function for name, function in functions.items() if name in used},
+            output=None if graph.output is None else self._placed(graph.output),
+        )
+
+    def _placed(self, index: int) -> int | None:
+        """Where a node of the old graph is in the new one: itself, or the gap that it is in."""
+        if index in self._place:
+            return self._place[index]
+        gap = self._gap_of.get(self._tick_of.get(index, -1))
+        return None if gap is None else self._gap_place.get(gap[0])
+
+    def _gap_node(self, first: int, last: int) -> TraceNode:
+        """The node that stands for the ticks of one gap: its parents are the parameters and the last shown nodes that they go back to."""
+        blocks = self._blocks[first : last + 1]
+        inside = {index for block in blocks for index in block}
+        above = {parent for index in inside for parent in self._graph.nodes[index].parents if parent not in inside}
+        placed = {place for parent in above if (place := self._placed(parent)) is not None}
+        sources = [place for place in placed if self._nodes[place].kind is not NodeKind.INPUT]
+        ranked = sorted(sources, key=lambda place: (self._nodes[place].kind is not NodeKind.PARAMETER, -place))
+        parents = tuple(sorted(ranked[:_MAX_SOURCES]))
+        return TraceNode(
+            name=f"ticks_{first}_to_{last}",
+            kind=NodeKind.MESSAGE,
+            operator=FOLDED,
+            parents=parents,
+            arguments=tuple(self._nodes[parent].name for parent in parents),
+            value={"$type": "ticks", "count": last - first + 1, "first": first, "last": last, "values": _figures(self._graph, blocks)},
+        )
 
 
 def _gaps(count: int, shown: set[int]) -> dict[int, tuple[int, int]]:
@@ -277,56 +306,6 @@ def _needed(graph: TraceGraph, hidden: set[int]) -> set[int]:
         if index not in hidden:
             needed.update(node.parents)
     return needed
-
-
-def _placed(
-    index: int, place: Mapping[int, int], gap_place: Mapping[int, int], tick_of: Mapping[int, int], gap_of: Mapping[int, tuple[int, int]]
-) -> int | None:
-    if index in place:
-        return place[index]
-    tick = tick_of.get(index)
-    return None if tick is None or tick not in gap_of else gap_place.get(gap_of[tick][0])
-
-
-def _gap_node(
-    graph: TraceGraph,
-    blocks: Sequence[Sequence[int]],
-    gap: tuple[int, int],
-    place: Mapping[int, int],
-    gap_place: Mapping[int, int],
-    tick_of: Mapping[int, int],
-    gap_of: Mapping[int, tuple[int, int]],
-    nodes: Sequence[TraceNode],
-) -> TraceNode:
-    """The node that stands for the ticks of one gap: parents are the parameters and the last shown nodes that they go back to."""
-    first, last = gap
-    inside = {index for tick in range(first, last + 1) for index in blocks[tick]}
-    sources: set[int] = set()
-    for index in inside:
-        for parent in graph.nodes[index].parents:
-            if parent not in inside:
-                found = _placed(parent, place, gap_place, tick_of, gap_of)
-                if found is not None and found < len(nodes) and nodes[found].kind is not NodeKind.INPUT:
-                    sources.add(found)
-    own = gap_place.get(first)
-    sources.discard(-1 if own is None else own)
-    ranked = sorted(sources, key=lambda source: (nodes[source].kind is not NodeKind.PARAMETER, -source))[:_MAX_SOURCES]
-    parents = tuple(sorted(ranked))
-    return TraceNode(
-        name=f"ticks_{first}_to_{last}",
-        kind=NodeKind.MESSAGE,
-        operator=FOLDED,
-        parents=parents,
-        arguments=tuple(nodes[parent].name for parent in parents),
-        value={
-            "$type": "ticks",
-            "count": last - first + 1,
-            "first": first,
-            "last": last,
-            "values": _figures(graph, blocks[first : last + 1]),
-        },
-        description="",
-    )
 
 
 def _figures(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> dict[str, Any]:

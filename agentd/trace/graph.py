@@ -80,9 +80,9 @@ class Graph:
     def clear(self) -> None:
         """Forgets all nodes and cuts them from their parents, so that a node that a program keeps doesn't keep its past."""
         for node in self.nodes:
-            node._inputs = ()  # noqa: SLF001 - the graph owns its nodes
-            if node._extra is not None:  # noqa: SLF001 - as above
-                node._extra.inner = node._extra.feedback = None  # noqa: SLF001 - as above
+            node._inputs = ()
+            if node._extra is not None:
+                node._extra.inner = node._extra.feedback = None
         self.nodes.clear()
         self.names.clear()
         self._named = 0
@@ -125,7 +125,7 @@ class GraphFacade:
         graph = self.current
         if graph is not None:
             return graph.nodes
-        return [item for item in gc.get_objects() if isinstance(item, Node) and item._origin.graph is None]  # noqa: SLF001 - as above
+        return [item for item in gc.get_objects() if isinstance(item, Node) and item._origin.graph is None]
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

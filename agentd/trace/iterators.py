@@ -11,7 +11,7 @@ from agentd.trace.nodes import MessageNode, apply, node, raise_error
 _ITERATE = Operator("iterate", "[iterate] The items of x, one by one.").form(("x",))
 
 
-def iterate(x: Any) -> Iterator[Any]:
+def iterate(x: Any) -> Iterator[Any]:  # noqa: RET503 - raise_error does not return
     """The items of a list, tuple, text, array, range, set or dict (its keys) as nodes. Raises ExecutionError (TypeError) for others."""
     x = node(x)
     value = x._data

@@ -19,9 +19,11 @@ class Module(ParameterContainer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a call computes."""
+        del args, kwargs
         raise TypeError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As forward."""
         return self.forward(*args, **kwargs)
 
     def copy(self) -> Self:

@@ -179,8 +179,8 @@ def node(
 ) -> Any:
     """A node of `data`; a ParameterNode where `trainable`. A node stays itself, unless it is to become trainable: then its value is taken.
 
-    `bounds` (low, high) and `choices` limit what an optimizer may set; `projections` bring what it sets to a form (agentd.trace.projections).
-    Raises TraceError where `data` is outside them already.
+    `bounds` (low, high) and `choices` limit what an optimizer may set; `projections` bring what it sets to a form.
+    Raises TraceError where `data` is outside of bounds or choices already.
     """
     if trainable:
         if isinstance(data, Node):

@@ -11,7 +11,7 @@ _STYLE = "border:2px solid {};background:{};border-radius:5px;padding:8px;margin
 
 
 def step_html(step: int, optimizer: Any, *, graph: bool = True, improvement: bool = True) -> Any:
-    """Step `step` of `optimizer.log` (entries with "response", and "problem_instance" where kept): the problem, the reasoning, the suggestion.
+    """Step `step` of `optimizer.log` (entries with "response", and "problem_instance" where kept): problem, reasoning, suggestion.
 
     Displayed in a notebook, where it returns None; elsewhere the HTML text. Everything in it is escaped: it comes from traces and models.
     """

@@ -170,7 +170,7 @@ def _unary(name: str) -> Callable[[Any], Any]:
 
 def _demand_text(subject: AbstractNode, method: str) -> None:
     if not isinstance(subject._data, str):
-        raise AttributeError(f"{type(subject._data).__name__!r} object has no attribute {method!r}")
+        raise AttributeError(f"{type(subject._data).__name__!r} object has no attribute {method!r}")  # noqa: TRY004 - as the value would
 
 
 def _of_text(name: str) -> Callable[..., Any]:
@@ -213,6 +213,7 @@ class OperableNode(AbstractNode[T]):
         return self.getattr(fun)(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the value, traced."""
         from agentd.trace.operators import call  # noqa: PLC0415 - as details
 
         return call(self, *args, **kwargs)
@@ -245,7 +246,7 @@ class OperableNode(AbstractNode[T]):
         from agentd.trace.iterators import DictIterable  # noqa: PLC0415 - as details
 
         if not isinstance(self._data, Mapping):
-            raise AttributeError(f"{type(self._data).__name__!r} object has no attribute 'items'")
+            raise AttributeError(f"{type(self._data).__name__!r} object has no attribute 'items'")  # noqa: TRY004 - as the value would
         return DictIterable(self)
 
     values = _unary("values")

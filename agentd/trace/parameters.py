@@ -21,8 +21,8 @@ _MAX_DEPTH = 32
 def find_parameters(program: object) -> dict[str, ParameterNode]:
     """The trainable parameters of `program` by attribute path (`act`, `gains.kp`, `weights.0`), in order of definition.
 
-    Looked into: attributes, trainable methods, containers, lists, tuples and dicts, and objects that hold nodes or bundles. A parameter that
-    can be reached in two ways has the first path. Paths are relative to `program`, and are noted on the nodes.
+    Looked into: attributes, trainable methods, containers, lists, tuples and dicts, and objects that hold nodes or bundles. A parameter
+    that can be reached in two ways has the first path. Paths are relative to `program`, and are noted on the nodes.
     """
     found: dict[str, ParameterNode] = {}
     _collect(program, "", found, set(), set(), 0)
@@ -31,7 +31,9 @@ def find_parameters(program: object) -> dict[str, ParameterNode]:
     return found
 
 
-def _collect(value: Any, path: str, found: dict[str, ParameterNode], nodes: set[int], seen: set[int], depth: int) -> None:
+def _collect(
+    value: Any, path: str, found: dict[str, ParameterNode], nodes: set[int], seen: set[int], depth: int
+) -> None:
     if isinstance(value, FunModule) and value.parameter is not None:
         value, path = value.parameter, path or value.name
     if isinstance(value, Node):
@@ -61,7 +63,7 @@ def members(value: Any) -> Iterator[tuple[str, Any]]:
     yield from _attributes(value)
 
 
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: C901 - a branch per way of holding a parameter
     held = getattr(value, "__dict__", None)
     names: set[str] = set()
     if isinstance(held, dict):
@@ -213,7 +215,7 @@ def _shape(function: Any) -> tuple[Any, ...]:
     )
 
 
-def convert(value: Any, present: Any) -> Any:
+def convert(value: Any, present: Any) -> Any:  # noqa: C901 - a branch per type
     """`value` as the type of `present`. Raises TraceError where that would change its meaning (a text is never a number)."""
     kind = type(present)
     if isinstance(present, bool) or present is None or isinstance(present, str):

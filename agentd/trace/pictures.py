@@ -1,4 +1,7 @@
-"""Pictures of graphs: Graphviz, Mermaid, and one self-contained HTML page. Readable at any size: what repeats is folded, what is long is cut."""
+"""Pictures of graphs: Graphviz, Mermaid, and one self-contained HTML page.
+
+They are readable at any size: what repeats is folded, what is long is cut.
+"""
 
 from __future__ import annotations
 

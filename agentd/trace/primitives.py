@@ -38,7 +38,7 @@ def _of_type(kind: type, method: str) -> Callable[..., Any]:
 
     def checked(value: Any) -> Any:
         if not isinstance(value, kind):
-            raise AttributeError(f"{type(value).__name__!r} object has no attribute {method!r}")
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {method!r}")  # noqa: TRY004 - as the value would
         return list(getattr(value, method)())
 
     return checked

@@ -15,10 +15,12 @@ class Projection:
     """Maps a value to the nearest one of the wanted form. Applying it twice changes nothing more."""
 
     def __call__(self, value: Any) -> Any:
+        """As project."""
         return self.project(value)
 
     def project(self, value: Any) -> Any:
         """`value` in the wanted form."""
+        del value
         raise TypeError(f"{type(self).__name__} does not say how to project")
 
 
@@ -30,7 +32,7 @@ def project(value: Any, projections: Projection | Iterable[Projection]) -> Any:
 
 
 class BlackCodeFormatter(Projection):
-    """Code as black formats it, where black is installed; else with line ends and spaces at line ends tidied. Broken code stays as it is."""
+    """Code as black formats it, where black is installed; else with line ends tidied. Broken code stays as it is."""
 
     def project(self, value: Any) -> Any:
         """`value`, formatted where it is Python code."""

@@ -176,9 +176,10 @@ def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
 
 def levels(output: AbstractNode) -> list[int]:
     """The longest distance from a root, for each node of `topological([output])`."""
-    found: list[int] = []
-    for above in topological([output])[1]:
-        found.append(1 + max([found[parent] for parent in above], default=-1))
+    order = topological([output])[1]
+    found = [0] * len(order)
+    for index, above in enumerate(order):
+        found[index] = 1 + max([found[parent] for parent in above], default=-1)
     return found
 
 

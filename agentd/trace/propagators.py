@@ -40,6 +40,7 @@ class AbstractPropagator:
     """Gives, for one node, the feedback of its parents."""
 
     def __call__(self, child: MessageNode) -> Mapping[Node, Any]:
+        """As propagate. Raises TraceError where a parent is left out."""
         propagated = self.propagate(child)
         visible = child._inputs[: len(child._form.arguments)]
         missing = [parent.name for parent in visible if isinstance(parent, Node) and parent not in propagated]
@@ -49,6 +50,7 @@ class AbstractPropagator:
 
     def propagate(self, child: MessageNode) -> Mapping[Node, Any]:
         """The feedback for each of `child.parents`, made from `child.feedback`."""
+        del child
         raise TypeError(f"{type(self).__name__} does not say how to propagate")
 
 
@@ -63,6 +65,7 @@ class Propagator(AbstractPropagator):
         self.override[operator_name] = propagate_function
 
     def propagate(self, child: MessageNode) -> Mapping[Node, Any]:
+        """By the rule that is registered for the child's operator, else by the general one."""
         override = self.override.get(get_op_name(child.description)) if self.override else None
         return self._propagate(child) if override is None else override(child)
 
@@ -72,6 +75,7 @@ class Propagator(AbstractPropagator):
         return feedback
 
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
+        del child
         raise TypeError(f"{type(self).__name__} does not say how to propagate")
 
     def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
@@ -99,6 +103,7 @@ class SumPropagator(Propagator):
     """Numbers add up over all paths; texts come together, each once, in the order in which they were given."""
 
     def init_feedback(self, node: AbstractNode, feedback: Any) -> Any:
+        """Texts remember when they were given; numbers are what they are."""
         del node
         return _Texts(((next(_moments), feedback),)) if isinstance(feedback, str) else feedback
 
@@ -207,6 +212,7 @@ class GraphPropagator(Propagator):
     """Brings to each parameter (and each other root) the outputs that it had a part in, with their feedback."""
 
     def init_feedback(self, node: AbstractNode, feedback: Any) -> TraceGraph:
+        """One case: `feedback` on `node`."""
         return TraceGraph([(node, feedback)])
 
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
@@ -219,6 +225,7 @@ class GraphPropagator(Propagator):
         return functools.reduce(TraceGraph.__add__, [item for items in feedback.values() for item in items], TraceGraph())
 
     def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
+        """As Propagator.run; for one output without exceptions each root is told directly."""
         if self.override or len(outputs) != 1:
             super().run(outputs, reached)
             return

@@ -28,8 +28,10 @@ class Difference(Record, frozen=True):
 
 
 class Replay(Record, frozen=True):
-    """What a replay found. `skipped` counts ticks by the reason why they could not be replayed; `differing` counts all differences,
-    `differences` holds the first ones; `error` is what the policy raised, at `failed_at`, after which nothing was replayed.
+    """What a replay found.
+
+    `skipped` counts ticks by the reason why they could not be replayed; `differing` counts all differences, `differences` holds the first;
+    `error` is what the policy raised, at `failed_at`, after which nothing was replayed.
     """
 
     ticks: int
@@ -37,7 +39,7 @@ class Replay(Record, frozen=True):
     differing: int = 0
     differences: tuple[Difference, ...] = ()
     largest: float | None = None
-    skipped: dict[str, int] = {}
+    skipped: dict[str, int] = {}  # noqa: RUF012 - a record copies its defaults
     error: str = ""
     failed_at: int | None = None
 
@@ -65,7 +67,7 @@ def is_lossless(value: Value) -> bool:
     return all(is_lossless(item) for item in value) if isinstance(value, list | tuple) else True
 
 
-def difference(recorded: Value, replayed: Value) -> float | None:
+def difference(recorded: Value, replayed: Value) -> float:  # noqa: PLR0911 - a case per kind of value
     """The largest difference between the numbers of two actions; 0.0 for equal ones, infinity where their shapes or texts differ.
 
     NaN equals NaN: a policy that repeats its NaN repeats its action.
@@ -74,11 +76,11 @@ def difference(recorded: Value, replayed: Value) -> float | None:
     if isinstance(recorded, list) and isinstance(replayed, list):
         if len(recorded) != len(replayed):
             return math.inf
-        return max((difference(one, other) or 0.0 for one, other in zip(recorded, replayed, strict=True)), default=0.0)
+        return max((difference(one, other) for one, other in zip(recorded, replayed, strict=True)), default=0.0)
     if isinstance(recorded, Mapping) and isinstance(replayed, Mapping):
         if recorded.keys() != replayed.keys():
             return math.inf
-        return max((difference(recorded[key], replayed[key]) or 0.0 for key in recorded), default=0.0)
+        return max((difference(recorded[key], replayed[key]) for key in recorded), default=0.0)
     if isinstance(recorded, int | float) and isinstance(replayed, int | float):
         if math.isnan(recorded) or math.isnan(replayed):
             return 0.0 if math.isnan(recorded) and math.isnan(replayed) else math.inf
@@ -106,7 +108,7 @@ def compare(
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
         compared += 1
-        size = difference(step.action, replayed[step.tick]) or 0.0
+        size = difference(step.action, replayed[step.tick])
         if size <= tolerance:
             continue
         differing += 1
@@ -135,7 +137,7 @@ def replay(policy: Any, steps: Sequence[Step], *, seed: int | None = None, toler
         try:
             if hasattr(policy, "reset"):
                 policy.reset(seed)
-            for step in steps:  # noqa: B007 - where it failed is told below
+            for step in steps:
                 if is_lossless(step.observation):
                     actions[step.tick] = _plain(policy.act(step.observation))
         except Exception as raised:  # noqa: BLE001 - whatever the policy raises is the finding

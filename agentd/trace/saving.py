@@ -2,8 +2,8 @@
 
     {"format": "agentd-parameters", "version": 1, "parameters": {"act": {"code": "def act(..."}, "gain": {"value": 1.0}}}
 
-A value that JSON can't hold as it is (tuple, set, array, a key that is no text) is `{"tuple": [...]}`, `{"set": [...]}`, `{"array": ...}` or
-`{"dict": [[key, value], ...]}` in the place of the plain one, under `"encoded"`.
+A value that JSON can't hold as it is (tuple, set, array, a key that is no text) is `{"tuple": [...]}`, `{"set": [...]}`,
+`{"array": ...}` or `{"dict": [[key, value], ...]}` in the place of the plain one, under `"encoded"`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _same(encoded: Any, value: Any) -> bool:
     return encoded is value
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any) -> Any:  # noqa: PLR0911 - a case per type
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is list:

@@ -1,4 +1,4 @@
-"""The source of functions: found (also where it is only in memory), stripped of decorators, compiled again, and shown with a failing line."""
+"""The source of functions: found, stripped of decorators, compiled again, and shown with a failing line commented."""
 
 from __future__ import annotations
 

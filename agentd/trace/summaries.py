@@ -102,7 +102,7 @@ class Summariser:
         """The source of a parameter: cut later than other texts."""
         return self._text(text, self._limits.code)
 
-    def _value(self, value: Any, depth: int) -> Any:
+    def _value(self, value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 - a case per type
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):

@@ -12,10 +12,11 @@ def check_bounds(bounds: tuple[float | None, float | None]) -> tuple[float | Non
     """`bounds` as a pair. Raises TraceError where they are not (low, high) with low <= high."""
     try:
         low, high = bounds
-        if low is not None and high is not None and not low <= high:
-            raise ValueError(f"{low} is above {high}")
+        ordered = low is None or high is None or low <= high
     except (TypeError, ValueError) as error:
-        raise TraceError(f"bounds must be (low, high), either may be None: {bounds!r} ({error})") from error
+        raise TraceError(f"bounds must be (low, high), either may be None: {bounds!r}") from error
+    if not ordered:
+        raise TraceError(f"bounds must be (low, high) with low <= high: {bounds!r}")
     return low, high
 
 

@@ -71,7 +71,7 @@ def test_every_way_of_passing_arguments_ends_up_in_the_inputs():
     assert scale(1).inputs["value"].name.startswith("value:")
 
 
-@pytest.mark.parametrize("call", [lambda: named(), lambda: named(1, 2), lambda: named(1, x=1), lambda: named(y=1)])
+@pytest.mark.parametrize("call", [named, lambda: named(1, 2), lambda: named(1, x=1), lambda: named(y=1)])
 def test_a_call_that_does_not_fit_raises_a_type_error_as_the_function_would(call):
     with pytest.raises(TypeError) as raised:
         call()

@@ -213,7 +213,7 @@ def test_copies_are_drawn_when_asked_for_and_arrows_can_be_reversed():
 def test_a_graph_draws_itself_in_three_ways():
     with Graph() as graph:
         y = node(1) + 2
-        y * 3  # noqa: B018 - drawn
+        y * 3
     assert graph.to_dot().count("label=") >= 5
     assert graph.to_mermaid().startswith("flowchart TD")
     assert graph.to_html().startswith("<!doctype html>")

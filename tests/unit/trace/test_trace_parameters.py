@@ -119,7 +119,7 @@ def test_parameters_are_described_by_kind_rules_and_source():
     assert described["act"].signature == "def act(self, observation):"
     assert described["act"].description == "Decides."
     assert described["act"].default.startswith("def act(self, observation):\n")
-    assert describe("b", node(True, trainable=True)).kind is Kind.BOOLEAN
+    assert describe("b", node(bool(1), trainable=True)).kind is Kind.BOOLEAN
     assert describe("t", node("text", trainable=True)).kind is Kind.TEXT
     assert describe("a", node(np.eye(2), trainable=True)).default == [[1, 0], [0, 1]]
     assert describe("s", node(({1}, None), trainable=True)).kind is Kind.STRUCTURED
@@ -258,7 +258,7 @@ def test_parameters_are_saved_readably_and_loaded_again(tmp_path):
     assert (content["format"], content["version"]) == ("agentd-parameters", 1)
     assert content["parameters"]["gains.kp"] == {"value": 2.5}
     assert content["parameters"]["act"]["code"].startswith("def act")
-    assert os.listdir(path.parent) == ["policy.json"]
+    assert [item.name for item in path.parent.iterdir()] == ["policy.json"]
     other = Policy()
     other.load(path)
     assert other.gains.kp.data == 2.5

@@ -114,10 +114,10 @@ def test_a_trained_program_is_published_as_plain_source(tmp_path):
 
 def test_a_step_of_an_optimizer_is_shown_as_escaped_html():
     class Optimizer:
-        log = [
+        log = (
             {"response": json.dumps({"reasoning": "<b>because</b>", "suggestion": {"gain": "2 < 3"}}), "problem_instance": "x = f(gain)"},
             {"response": "no json <i>", "feedback": "bad"},
-        ]
+        )
 
     page = render_opt_step(0, Optimizer())
     assert "&lt;b&gt;because" in page

@@ -203,9 +203,7 @@ def test_deep_wide_and_diamond_graphs_need_no_recursion():
 
 
 GRAPHS = st.integers(1, 25).flatmap(
-    lambda size: st.tuples(
-        *(st.lists(st.integers(0, index - 1), max_size=3).map(tuple) if index else st.just(()) for index in range(size))
-    )
+    lambda size: st.tuples(*(st.lists(st.integers(0, index - 1), max_size=3).map(tuple) if index else st.just(()) for index in range(size)))
 )
 
 
@@ -225,8 +223,7 @@ def test_ancestors_and_paths_are_what_their_names_say(parents, data):
     assert on_paths(parents, parameters, [output]) == [
         index
         for index in range(size)
-        if index == output
-        or (reaches(parents, output, index) and any(reaches(parents, index, parameter) for parameter in parameters))
+        if index == output or (reaches(parents, output, index) and any(reaches(parents, index, parameter) for parameter in parameters))
     ]
 
 

@@ -34,7 +34,9 @@ def record(policy, ticks=20, seed=3, safe=()):
     for tick in range(ticks):
         observation = [math.sin(tick), 1.0]
         action = policy.act(observation).data
-        steps.append(Step(tick=tick, observation=observation, action=0.0 if tick in safe else action, safe="late" if tick in safe else None))
+        steps.append(
+            Step(tick=tick, observation=observation, action=0.0 if tick in safe else action, safe="late" if tick in safe else None)
+        )
     return steps
 
 
@@ -77,7 +79,9 @@ def test_what_was_not_recorded_whole_is_not_replayed():
 
 def test_a_policy_that_raises_ends_the_replay_with_its_error():
     other = Policy()
-    assign(find_parameters(other)["act"], "def act(self, observation):\n    return 1 / observation[0] if observation[0] else self.total / 0")
+    assign(
+        find_parameters(other)["act"], "def act(self, observation):\n    return 1 / observation[0] if observation[0] else self.total / 0"
+    )
     result = replay(other, record(Policy()), seed=3)
     assert (result.failed_at, result.compared, result.same) == (0, 0, False)
     assert "ZeroDivisionError" in result.error or "float division" in result.error
