@@ -3,11 +3,13 @@
 The study lives nowhere: it is rebuilt from memory for each proposal, so it survives any restart. Its first trial is the running revision
 with its mean score; the others are the attempts of the same drift regime, pruned ones with the mean they reached.
 
-Few episodes can be spent, and each is noisy, so the first proposals are not random but symmetries of the running values (see
-`agentd.opto.symmetries`). Once a trial beats the running revision, its neighbourhood is tried in turns with the Tree-structured Parzen
-Estimator (Bergstra et al., NeurIPS 2011; multivariate: Falkner et al., ICML 2018), which takes over when the symmetries are used up.
+Few episodes can be spent, and each is noisy. Three sources take turns, so that none can hold up the others for long: symmetries of the
+running values, or of better ones once they are known (`agentd.opto.symmetries`); the Tree-structured Parzen Estimator (Bergstra et al.,
+NeurIPS 2011; multivariate: Falkner et al., ICML 2018), which draws at random until it has seen enough; and the neighbourhood of the best
+trial, once one is noticeably better than the running revision. The first proposal of a regime is always a symmetry.
 """
 
+import itertools
 import math
 import random
 import statistics
@@ -25,7 +27,6 @@ from agentd.records import MemoryEntry, Problem, Proposal, Value
 if TYPE_CHECKING:
     import optuna
 
-_SYMMETRIES_FIRST = 16
 _TRIES = 64
 _NOTICEABLE = 0.1  # of the distance to the best score: less is noise after a few pairs
 _LOCAL_SPREAD = 0.5
@@ -80,28 +81,22 @@ class Search:
         def fresh(point: Point) -> bool:
             return not any(same(point, other) for other in seen)
 
-        best = max(trials, key=lambda trial: trial.score, default=None)
-        improved = best is not None and best.score - baseline > _NOTICEABLE * (1.0 - baseline)
-        attempts = len(tried)
-        ideas = (idea for idea in symmetries(space, memory, self._context.regime) if fresh(idea[0]))
-        if improved and best is not None and attempts % 2:
-            for _ in range(_TRIES):
-                point = _near(space, best.point, generator)
-                if fresh(point):
-                    yield point, f"near the best values so far (score {best.score:.3f})"
-                    break
-        elif attempts < _SYMMETRIES_FIRST or attempts % 2:
-            for point, reason in ideas:
-                seen.append(point)
-                yield point, reason
-                break
+        best = _noticeably_better(trials, baseline)
+        around = best.point if best is not None else space.current
+        ideas = (idea for idea in symmetries(space, around, memory, self._context.regime) if fresh(idea[0]))
+        draws = (draw for draw in self._draws(space, trials, baseline, seed) if fresh(draw[0]))
+        near = (idea for idea in _neighbourhood(space, best, generator) if fresh(idea[0]))
+        turn = (len(tried) - 1) % 3  # the running revision is among them
+        order = ((ideas, draws), (near, ideas, draws), (draws, ideas))[turn]
+        for idea in itertools.chain.from_iterable(order):
+            seen.append(idea[0])
+            yield idea
+
+    def _draws(self, space: Space, trials: Sequence[Trial], baseline: float, seed: int) -> Iterator[Idea]:
+        """What the estimator proposes; Optuna is loaded and asked only when it is its turn."""
         study = self._study(space, trials, baseline, seed)
         for _ in range(_TRIES):
-            point = _ask(study, space)
-            if fresh(point):
-                seen.append(point)
-                yield point, f"the estimator's choice after {len(trials)} trials of this regime"
-        yield from ideas
+            yield _ask(study, space), f"the estimator's choice after {len(trials)} trials of this regime"
 
     def _study(self, space: Space, trials: Sequence[Trial], baseline: float, seed: int) -> "optuna.Study":
         import optuna  # noqa: PLC0415 - heavy, and only search needs it
@@ -184,6 +179,19 @@ def _trials(space: Space, memory: Sequence[MemoryEntry], regime: int, baseline: 
         weight = entry.pairs / (entry.pairs + _PRIOR_PAIRS) if entry.pairs else 1.0
         trials.append(Trial(point, baseline + weight * (score - baseline)))
     return trials
+
+
+def _noticeably_better(trials: Sequence[Trial], baseline: float) -> Trial | None:
+    """The best trial, if noise alone would hardly have put it above the running revision."""
+    best = max(trials, key=lambda trial: trial.score, default=None)
+    return best if best is not None and best.score - baseline > _NOTICEABLE * (1.0 - baseline) else None
+
+
+def _neighbourhood(space: Space, best: Trial | None, generator: random.Random) -> Iterator[Idea]:
+    if best is None:
+        return
+    for _ in range(_TRIES):
+        yield _near(space, best.point, generator), f"near the best values so far (score {best.score:.3f})"
 
 
 def _near(space: Space, point: Point, generator: random.Random) -> Point:

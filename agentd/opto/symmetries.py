@@ -2,9 +2,10 @@
 
 What breaks a plant most often is a sign, a scale or a mixed-up channel: a motor wired the other way round, a sensor in other units, two
 plugs exchanged. Such a fault leaves the controller's structure right, and a symmetry of its constants undoes it. Nothing here knows a
-domain. In order: values that were good in an earlier regime; everything negated; everything halved and doubled; each sign alone; the
-signs of neighbours; signs and scale of a statement and of a parameter; all signs but one; each switch and choice alone; neighbours
-exchanged; each scale alone. Thresholds of comparisons keep their sign and scale when others change together: they compare, they don't act.
+domain. In order: values that were good in an earlier regime; everything negated; each sign alone, the largest constants first, since they
+weigh most; everything halved and doubled; the signs of neighbours; signs and scale of a statement and of a parameter; all signs but one;
+each switch and choice alone; neighbours exchanged; each scale alone. Thresholds of comparisons keep their sign and scale when others
+change together: they compare, they don't act.
 """
 
 import itertools
@@ -17,25 +18,29 @@ GOOD_FATES = frozenset({"stable", "promoted"})
 Idea = tuple[Point, str]
 
 
-def symmetries(space: Space, memory: Sequence[MemoryEntry], regime: int) -> Iterator[Idea]:
-    """Points to try and why, the likeliest remedies first. Lazily; points may come twice."""
+def symmetries(space: Space, around: Point, memory: Sequence[MemoryEntry], regime: int) -> Iterator[Idea]:
+    """Points to try and why, the likeliest remedies of `around` first. Lazily; points may come twice."""
     signed = [index for index, dimension in enumerate(space.dimensions) if dimension.choices is None and dimension.signed]
     yield from _good_before(space, memory, regime)
-    for factor in (-1.0, 0.5, 2.0):
-        yield from _scaled(space, signed, factor, "everything")
-    yield from _signs(space, signed)
+    yield from _scaled(space, around, signed, -1.0, "everything")
+    for index in sorted(signed, key=lambda index: -abs(around[index])):
+        yield from _scaled(space, around, [index], -1.0, space.dimensions[index].label)
+    for factor in (0.5, 2.0):
+        yield from _scaled(space, around, signed, factor, "everything")
+    for pair in itertools.pairwise(signed):
+        yield from _scaled(space, around, pair, -1.0, " and ".join(space.dimensions[index].label for index in pair))
     for members, label in _groups(space, signed):
         for factor in (-1.0, 0.5, 2.0):
-            yield from _scaled(space, members, factor, label)
+            yield from _scaled(space, around, members, factor, label)
     for index in signed:
         others = [other for other in signed if other != index]
-        yield from _scaled(space, others, -1.0, f"everything but {space.dimensions[index].label}")
-    yield from _switched(space)
-    yield from _exchanged(space, signed)
+        yield from _scaled(space, around, others, -1.0, f"everything but {space.dimensions[index].label}")
+    yield from _switched(space, around)
+    yield from _exchanged(space, around, signed)
     for index, dimension in enumerate(space.dimensions):
         if dimension.choices is None:
             for factor in (2.0, 0.5):
-                yield from _scaled(space, [index], factor, dimension.label)
+                yield from _scaled(space, around, [index], factor, dimension.label)
 
 
 def _good_before(space: Space, memory: Sequence[MemoryEntry], regime: int) -> Iterator[Idea]:
@@ -45,26 +50,19 @@ def _good_before(space: Space, memory: Sequence[MemoryEntry], regime: int) -> It
             yield point, "these values were good before the world changed"
 
 
-def _signs(space: Space, signed: Sequence[int]) -> Iterator[Idea]:
-    for index in signed:
-        yield from _scaled(space, [index], -1.0, space.dimensions[index].label)
-    for pair in itertools.pairwise(signed):
-        yield from _scaled(space, pair, -1.0, " and ".join(space.dimensions[index].label for index in pair))
-
-
-def _switched(space: Space) -> Iterator[Idea]:
+def _switched(space: Space, around: Point) -> Iterator[Idea]:
     for index, dimension in enumerate(space.dimensions):
         for choice in dimension.choices or ():
-            if not same(choice, dimension.current):
-                yield (*space.current[:index], choice, *space.current[index + 1 :]), f"{dimension.label} alone changed"
+            if not same(choice, around[index]):
+                yield (*around[:index], choice, *around[index + 1 :]), f"{dimension.label} alone changed"
 
 
-def _exchanged(space: Space, signed: Sequence[int]) -> Iterator[Idea]:
+def _exchanged(space: Space, around: Point, signed: Sequence[int]) -> Iterator[Idea]:
     for first, second in itertools.pairwise(signed):
         one, other = space.dimensions[first], space.dimensions[second]
-        if one.path == other.path and one.integer == other.integer and one.holds(other.current) and other.holds(one.current):
-            point = list(space.current)
-            point[first], point[second] = other.current, one.current
+        if one.path == other.path and one.integer == other.integer and one.holds(around[second]) and other.holds(around[first]):
+            point = list(around)
+            point[first], point[second] = around[second], around[first]
             yield tuple(point), f"{one.label} and {other.label} exchanged"
 
 
@@ -81,10 +79,10 @@ def _groups(space: Space, signed: Sequence[int]) -> Iterator[tuple[list[int], st
                 yield members, " and ".join(space.dimensions[index].label for index in members)
 
 
-def _scaled(space: Space, members: Sequence[int], factor: float, label: str) -> Iterator[Idea]:
+def _scaled(space: Space, around: Point, members: Sequence[int], factor: float, label: str) -> Iterator[Idea]:
     point = tuple(
         dimension.rounded(value * factor) if index in members and dimension.holds(value * factor) else value
-        for index, (dimension, value) in enumerate(zip(space.dimensions, space.current, strict=True))
+        for index, (dimension, value) in enumerate(zip(space.dimensions, around, strict=True))
     )
-    if not same(point, space.current):
+    if not same(point, around):
         yield point, f"{label} {'negated' if factor == -1.0 else f'times {factor:g}'}"
