@@ -1,8 +1,13 @@
 """The status page: what it shows, and that nothing an agent says becomes markup."""
 
+import asyncio
+import shutil
+
+import pytest
 from api_bench import BETTER, FIRST, NOW, make_release
 
 from agentd.api.markup import element, join
+from agentd.api.server import serve
 from agentd.api.tokens import Role
 from agentd.records import Event
 
@@ -54,6 +59,38 @@ async def test_the_page_brings_its_own_style_and_script_and_no_other(api) -> Non
 async def test_the_page_shows_no_token(api) -> None:
     text = await page(api)
     assert all(api.tokens._tokens[role] not in text for role in Role)
+
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--dump-dom",
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+async def test_a_real_browser_gets_in_by_the_link_and_runs_the_pages_script(api, tmp_path) -> None:
+    async with serve(api.app, "127.0.0.1", 0) as address:
+        link = f"{address.url}/#token={api.tokens._tokens[Role.VIEWER]}"
+        process = await asyncio.create_subprocess_exec(
+            CHROMIUM,
+            *FLAGS,
+            f"--user-data-dir={tmp_path / 'chromium'}",
+            link,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        shown, _ = await process.communicate()
+    text = shown.decode()
+    assert FIRST.id[:10] in text
+    assert "token=" not in text
 
 
 def test_markup_escapes_texts_and_attributes_and_keeps_elements() -> None:

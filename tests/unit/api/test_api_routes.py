@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+import structlog
 from api_bench import BETTER, FIRST, make_release
 
 from agentd.errors import StoreUnavailable
@@ -175,16 +176,18 @@ async def test_a_store_that_fails_is_a_503_that_may_be_tried_again(api, monkeypa
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
-async def test_what_went_wrong_inside_is_not_told_to_the_client(api, monkeypatch) -> None:
+async def test_what_went_wrong_inside_is_logged_and_not_told_to_the_client(api, monkeypatch) -> None:
     def fail():
         raise RuntimeError("postgresql://user:hunter2@db")
 
     monkeypatch.setattr(api.bench, "status", fail)
     transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=api.viewer.headers) as client:
-        answer = await client.get("/api/v1/status")
+    with structlog.testing.capture_logs() as logged:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=api.viewer.headers) as client:
+            answer = await client.get("/api/v1/status")
     assert answer.status_code == 500
     assert "hunter2" not in answer.text
+    assert [(entry["event"], entry["path"]) for entry in logged] == [("a request failed", "/api/v1/status")]
 
 
 async def test_a_live_daemon_is_ready_only_while_its_agents_are_up(api) -> None:

@@ -75,7 +75,7 @@ def test_what_is_below_the_level_is_left_out(logged) -> None:
 def test_secrets_are_masked_wherever_they_are(logged, form) -> None:
     stream = logged(form)
     log = structlog.get_logger("agentd.test")
-    log.info("called with " + KEY, api_key="abc", token="def", nested={"password": "ghi", "list": [f"Bearer {KEY}"]})
+    log.info("called with %s", KEY, api_key="abc", token="def", nested={"password": "ghi", "list": [f"Bearer {KEY}"]})
     log.info("url", store="postgresql://ada:hunter2@db/x", text="Authorization: Bearer eyJabc", other="sk-proj-abcdefghijkl123")
     logging.getLogger("library").warning("key=%s", KEY)
     try:
