@@ -346,7 +346,7 @@ class AbstractNode(Generic[T]):
     def _convert(self, kind: Callable[[Any], Any]) -> Any:
         """Conversions lose the graph, except where a bundle that runs notes them: elsewhere they are refused, as in Trace."""
         if current.get().touched is None:
-            raise TypeError(f"{kind.__name__}() of a node leaves the graph: use .data, or convert inside a bundle")
+            raise TypeError("to convert a node would leave the graph: use .data, or convert inside a bundle")
         return kind(self._touch())
 
     def __int__(self) -> int:
@@ -360,6 +360,12 @@ class AbstractNode(Generic[T]):
 
     def __index__(self) -> int:
         return self._convert(_index)  # type: ignore[no-any-return]  # operator.index gives an int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        del copy  # numpy asks; the value's own array is made anew where needed
+        import numpy as np  # noqa: PLC0415 - it is numpy that asks
+
+        return self._convert(lambda value: np.asarray(value, dtype=dtype))
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: ({self.name}, dtype={type(self._data)}, data={self._touch()})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from agentd.records import TraceGraph, TraceNode
 
@@ -82,8 +83,7 @@ def _height(label: Sequence[str]) -> int:
 def _box(node: TraceNode, label: Sequence[str], centre: tuple[float, float, float], colours: tuple[str, str], is_output: bool) -> str:
     x, top, bottom = centre
     fill, line = colours
-    value = node.value if isinstance(node.value, str) else json.dumps(node.value, default=str, ensure_ascii=False)
-    title = html.escape(f"{node.name} {node.description}\n{value}"[:_MAX_TITLE])
+    title = html.escape(f"{node.name} {node.description}\n{shown_value(node.value)}"[:_MAX_TITLE])
     texts = "".join(
         f'<text x="{x:.0f}" y="{top + 16 + number * _LINE:.0f}" text-anchor="middle">{html.escape(_fit(text))}</text>'
         for number, text in enumerate(label)
@@ -93,6 +93,16 @@ def _box(node: TraceNode, label: Sequence[str], centre: tuple[float, float, floa
         f'<g><title>{title}</title><rect x="{x - _WIDTH / 2:.0f}" y="{top:.0f}" width="{_WIDTH}" height="{bottom - top:.0f}" rx="{corner}" '
         f'fill="{fill}" stroke="{line}" stroke-width="{3 if is_output else 1}"/>{texts}</g>'
     )
+
+
+def shown_value(value: Any) -> str:
+    """A value as one text; a worker's value may be nested deeper than can be written down."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return f"<{type(value).__name__}>"
 
 
 def _fit(text: str) -> str:

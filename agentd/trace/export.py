@@ -16,7 +16,7 @@ from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode
 from agentd.trace.propagation import check_order, topological
 from agentd.trace.summaries import Limits, Summariser, redact
 
-__all__ = ["Limits", "export", "from_bytes", "from_json", "to_bytes", "to_json"]
+__all__ = ["Limits", "export", "from_bytes", "from_json", "revive", "to_bytes", "to_json"]
 
 _VERSION = 1
 _MAX_SOURCES = 16  # kept nodes that a dropped one is said to go back to
@@ -37,6 +37,38 @@ def export(graph: Graph | Iterable[Node], output: Node | None = None, limits: Li
     limits = limits if limits is not None else Limits()
     order, parents = topological([output] if output is not None else list(graph))
     return _Exporter(limits).run(order, parents, output)
+
+
+def revive(graph: TraceGraph) -> list[Node]:
+    """Live nodes of an exported graph, in its order: for propagators that a program registers, which see nodes.
+
+    Their values are the summaries. Raises TraceError for parents that don't come before their children.
+    """
+    check_order(graph)
+    made: list[Node] = []
+    for node in graph.nodes:
+        description = f"[{node.operator}] {node.description.partition(']')[2].strip()}".rstrip()
+        inputs = {
+            role or f"input_{place}": made[parent] for place, (parent, role) in enumerate(zip(node.parents, _roles(node), strict=True))
+        }
+        if node.kind is NodeKind.PARAMETER:
+            parameter: ParameterNode = ParameterNode(node.value, name=node.name, description=node.description or None)
+            parameter._more().path = node.path
+            made.append(parameter)
+        elif node.kind is NodeKind.INPUT or not node.operator:
+            made.append(Node(node.value, name=node.name, description=node.description or None))
+        else:
+            live: MessageNode = MessageNode(node.value, inputs=inputs, description=description, name=node.name)
+            if node.kind is NodeKind.EXCEPTION:
+                live.__class__ = ExceptionNode  # the same slots; its value is the message already
+            made.append(live)
+    return made
+
+
+def _roles(node: TraceNode) -> tuple[str, ...]:
+    """A name for each parent; two of the same name get numbers."""
+    roles = node.arguments + ("",) * (len(node.parents) - len(node.arguments))
+    return tuple(f"{role}_{place}" if role in roles[:place] else role for place, role in enumerate(roles))
 
 
 def to_bytes(graph: TraceGraph) -> bytes:

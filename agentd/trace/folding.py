@@ -33,8 +33,10 @@ _CANDIDATES = 6  # operators that are tried as the one that separates ticks
 _MAX_SOURCES = 12  # parents that a folded gap names
 _MAX_FIGURES = 12  # places of a tick for which a gap gives statistics
 _MAX_COMPONENTS = 8  # numbers of one value that are told apart
+_HUGE = 1e300  # sums of such numbers would overflow; NaN is not below it either
 _SCALED = 1.4826  # makes the median absolute deviation comparable to a standard deviation
 _CHARACTERS_PER_TOKEN = 4
+_UNREADABLE = 1_000_000  # characters that a value counts for which can't be written down
 
 _DOCUMENTATION = "Repeated ticks that are not shown; the value has statistics about them."
 
@@ -87,7 +89,12 @@ def estimate_tokens(graph: TraceGraph) -> int:
 
 
 def _width(value: Any) -> int:
-    return len(value) if isinstance(value, str) else len(json.dumps(value, default=str))
+    if isinstance(value, str):
+        return len(value)
+    try:
+        return len(json.dumps(value, default=str))
+    except (TypeError, ValueError, RecursionError):  # a worker may nest deeper than anybody reads
+        return _UNREADABLE
 
 
 def fold(
@@ -156,14 +163,14 @@ def _structure(graph: TraceGraph, block: Sequence[int], before: Sequence[int]) -
     )
 
 
-def _numbers(value: Any) -> list[float]:
-    """The first numbers in a value."""
+def _numbers(value: Any, depth: int = 4) -> list[float]:
+    """The first finite numbers in a value."""
     if isinstance(value, bool | int | float):
-        return [float(value)]
-    if isinstance(value, list):
+        return [float(value)] if abs(value) < _HUGE else []
+    if isinstance(value, list) and depth > 0:
         found: list[float] = []
         for item in value:
-            found.extend(_numbers(item))
+            found.extend(_numbers(item, depth - 1))
             if len(found) >= _MAX_COMPONENTS:
                 break
         return found[:_MAX_COMPONENTS]
@@ -352,9 +359,12 @@ def _shortened(graph: TraceGraph, budget: int) -> TraceGraph:
     return made
 
 
-def _cut(value: Any, limit: int) -> Any:
-    if _width(value) <= limit:
+def _cut(value: Any, limit: int) -> Any:  # noqa: PLR0911 - a case per kind of value
+    width = _width(value)
+    if width <= limit:
         return value
+    if width == _UNREADABLE:
+        return {"$type": type(value).__name__}
     if isinstance(value, str):
         half = limit // 2
         return {"$type": "text", "length": len(value), "start": value[: limit - half], "end": value[-half:]}

@@ -51,6 +51,8 @@ class Module(ParameterContainer):
 
         return publish(self, None if file_name is None else Path(file_name), projections)
 
+    model_dump = export
+
     def _set(self, new_parameters: Mapping[str, Any] | ParameterContainer) -> None:
         """Sets all parameters from another container's, or from a dict by name; names that are new become attributes."""
         given = new_parameters.parameters_dict() if isinstance(new_parameters, ParameterContainer) else new_parameters

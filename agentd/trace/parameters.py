@@ -31,9 +31,7 @@ def find_parameters(program: object) -> dict[str, ParameterNode]:
     return found
 
 
-def _collect(
-    value: Any, path: str, found: dict[str, ParameterNode], nodes: set[int], seen: set[int], depth: int
-) -> None:
+def _collect(value: Any, path: str, found: dict[str, ParameterNode], nodes: set[int], seen: set[int], depth: int) -> None:
     if isinstance(value, FunModule) and value.parameter is not None:
         value, path = value.parameter, path or value.name
     if isinstance(value, Node):

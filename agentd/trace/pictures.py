@@ -6,7 +6,6 @@ They are readable at any size: what repeats is folded, what is long is cut.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import msgspec
 
 from agentd.records import NodeKind, TraceGraph, TraceNode
 from agentd.trace.core import AbstractNode
+from agentd.trace.drawing import shown_value, to_svg
 from agentd.trace.export import export
 from agentd.trace.folding import FOLDED, fold, shorten
 from agentd.trace.forms import IDENTITY_OPERATORS
@@ -128,8 +128,6 @@ class Picture:
 
     def to_html(self) -> str:
         """One page with the picture as SVG; values in full on hover; needs nothing from anywhere."""
-        from agentd.trace.drawing import to_svg  # noqa: PLC0415 - only pages need a layout
-
         svg = to_svg(self.graph, [self._label(index, node) for index, node in enumerate(self.graph.nodes)], _colours, reverse=self._reverse)
         words = f"<p><b>Feedback:</b> {html.escape(self._feedback)}</p>" if self._feedback else ""
         dropped = f"<p>{self.graph.dropped_nodes} nodes were not recorded.</p>" if self.graph.dropped_nodes else ""
@@ -150,11 +148,10 @@ class Picture:
         """Name, what made it, and its value, each a short line."""
         mark = " (output)" if index == self.graph.output else ""
         value = node.value
-        if isinstance(value, dict) and value.get("$type") == "ticks":
-            lines = [f"{value['count']} ticks: {value['first']} to {value['last']}"]
-            lines += [_short(f"{name}: {json.dumps(figures)}", self._limit) for name, figures in list(value["values"].items())[:4]]
-            return lines
-        shown = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        if node.operator == FOLDED and isinstance(value, dict) and isinstance(value.get("values"), dict):
+            lines = [_short(f"{value.get('count')} ticks: {value.get('first')} to {value.get('last')}", 60)]
+            return lines + [_short(f"{name}: {shown_value(figures)}", self._limit) for name, figures in list(value["values"].items())[:4]]
+        shown = shown_value(value)
         lines = [f"{_short(node.name, 60)}{mark}"]
         if node.operator and not node.name.startswith(node.operator):
             lines.append(f"[{_short(node.operator, 60)}]")

@@ -136,9 +136,7 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
                 if inputs:
                     stack.append(item)
                     stack.append(_FINISHED)
-                    for value in reversed(inputs):
-                        if isinstance(value, AbstractNode) and id(value) not in seen:
-                            stack.append(value)
+                    stack.extend([value for value in reversed(inputs) if isinstance(value, AbstractNode) and id(value) not in seen])
                 else:
                     position[id(item)] = len(order)
                     order.append(item)

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentd.errors import TraceError
 from agentd.records import NodeKind, TraceGraph, TraceNode
 from agentd.trace import Graph, bundle, node
-from agentd.trace.export import Limits, export
+from agentd.trace.export import Limits, export, revive
 from agentd.trace.folding import FOLDED, estimate_tokens, find_ticks, fold, shorten
 from agentd.trace.pictures import Picture, picture
 from agentd.trace.propagation import check_order, minimal_subgraph
@@ -258,3 +261,75 @@ def test_an_empty_graph_has_a_picture():
 def test_importing_the_library_loads_neither_numpy_nor_pydantic():
     code = "import sys, agentd.trace; print([name for name in ('numpy', 'pydantic', 'graphviz', 'asyncio') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# --- a worker may say anything ---------------------------------------------------------------------------------------
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=20) | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6) | st.sampled_from(["$type", "values"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+HOSTILE = st.lists(
+    st.builds(
+        TraceNode,
+        name=st.text(max_size=5),
+        kind=st.sampled_from(NodeKind),
+        operator=st.sampled_from(["", "step", "act", FOLDED, "(dropped)", "<b>"]),
+        parents=st.lists(st.integers(-1, 12), max_size=3).map(tuple),
+        arguments=st.lists(st.text(max_size=4), max_size=3).map(tuple),
+        value=ANYTHING,
+        description=st.text(max_size=10),
+        path=st.none() | st.text(max_size=4),
+    ),
+    max_size=30,
+)
+
+
+def repaired(nodes):
+    """The same nodes with parents that come before them."""
+    return tuple(
+        msgspec.structs.replace(
+            other,
+            parents=(made := tuple(abs(parent) % index for parent in other.parents) if index else ()),
+            arguments=other.arguments[: len(made)],
+        )
+        for index, other in enumerate(nodes)
+    )
+
+
+@given(HOSTILE, st.booleans(), st.none() | st.integers(-2, 40))
+def test_no_graph_makes_reading_it_fail_in_any_other_way_than_being_refused(nodes, lies, output):
+    nodes = tuple(nodes) if lies else repaired(nodes)
+    if not lies and output is not None:
+        output = abs(output) % len(nodes) if nodes else None
+    graph = TraceGraph(nodes=nodes, output=output)
+    for read in (
+        lambda: fold(graph, [1.0, 0.0], minimum=3, budget=50),
+        lambda: minimal_subgraph(graph, output or 0),
+        lambda: revive(graph),
+    ):
+        try:
+            read()
+        except TraceError:
+            assert lies or not nodes
+    if not lies:
+        drawn = picture(graph, max_nodes=5)
+        ET.fromstring(
+            re.sub(r"[^\x20-\x7e]", "", drawn.to_html().partition("<body>")[2].removesuffix("</body></html>").join(["<b>", "</b>"]))
+        )
+        assert drawn.to_mermaid()
+        assert drawn.to_dot()
+
+
+def test_a_value_nested_beyond_measure_is_shown_as_what_it_is():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    graph = TraceGraph(nodes=(TraceNode(name="x", kind=NodeKind.INPUT, value=deep),), output=0)
+    assert "list" in picture(graph).to_html()
+    assert estimate_tokens(fold(graph, budget=100)) <= 100
+    while deep:
+        deep = deep[0]  # taken apart step by step

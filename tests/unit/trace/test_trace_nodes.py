@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentd.errors import TraceError
-from agentd.trace import GRAPH, ExecutionError, Graph, MessageNode, Node, ParameterNode, name_scope, node, operators
+from agentd.trace import GRAPH, ExecutionError, Graph, MessageNode, Node, ParameterNode, bundle, name_scope, node, operators
 from agentd.trace.nodes import get_op_name
 
 
@@ -362,3 +362,17 @@ def test_no_warning_is_given_for_ordinary_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         node(node(1) + 1)
+
+
+def test_numpy_gets_no_array_out_of_a_node_except_where_the_read_is_noted():
+    x = node([1.0, 2.0], trainable=True)
+    with pytest.raises(TypeError, match="leave the graph"):
+        np.asarray(x)
+
+    @bundle()
+    def mean(scale):
+        return float(np.mean(np.asarray(x) * scale))
+
+    made = mean(2)
+    assert made.data == 3.0
+    assert made.hidden_dependencies == {x}

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from agentd.errors import TraceError
 from agentd.records import NodeKind, TraceGraph, TraceNode
-from agentd.trace import BackwardError, Graph, bundle, node
-from agentd.trace.export import Limits, export
+from agentd.trace import BackwardError, ExceptionNode, ExecutionError, Graph, ParameterNode, bundle, node
+from agentd.trace.export import Limits, export, revive
 from agentd.trace.propagation import ancestors, backward, descendants, levels, minimal_subgraph, on_paths, subgraph, topological
 from agentd.trace.propagators import GraphPropagator, Propagator, SumPropagator
 from agentd.trace.propagators import TraceGraph as Problem
@@ -248,3 +248,35 @@ def test_live_feedback_reaches_exactly_the_ancestors_and_exports_agree(parents, 
     assert {other.value for other in cut.nodes} == {other.data for other in subgraph([made[output]])}
     assert {other.data for other in order} == {other.value for other in frozen.nodes}
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(cut), type=TraceGraph) == cut
+
+
+@given(GRAPHS, st.data())
+def test_a_revived_export_propagates_as_the_live_graph_by_any_rule(parents, data):
+    with Graph() as graph:
+        made = []
+        for index, above in enumerate(parents):
+            inputs = {f"a{place}": made[parent] for place, parent in enumerate(above)}
+            made.append(graph.message(f"op{index % 3}", inputs, index) if above else node(index, trainable=True))
+    output = data.draw(st.integers(0, len(parents) - 1))
+    frozen = export(graph, made[output])
+    again = revive(frozen)
+
+    def rule():
+        propagator = SumPropagator()
+        propagator.register("op1", lambda child: {parent: sum_feedback([child]) * 2 for parent in child.parents})
+        return propagator
+
+    made[output].backward(1, propagator=rule())
+    again[frozen.output].backward(1, propagator=rule())
+    live = {other.data: sum_feedback([other]) for other in made if isinstance(other, ParameterNode) and other.feedback}
+    assert live == {other.data: sum_feedback([other]) for other in again if isinstance(other, ParameterNode) and other.feedback}
+    assert export(again, again[frozen.output]).output == frozen.output
+
+
+def test_a_revived_exception_explains_itself():
+    with Graph() as graph, pytest.raises(ExecutionError) as raised:
+        1 / node(0)
+    frozen = export(graph, raised.value.exception_node)
+    again = revive(frozen)[frozen.output]
+    assert isinstance(again, ExceptionNode)
+    assert "ZeroDivisionError" in again.create_feedback()
