@@ -119,9 +119,8 @@ def main():
         for competitor, run in competitors.items():
             counts = [run(source, episode, 0.95 * best, seed) for seed in range(seeds)]
             shown = [f"> {BUDGET}" if count > BUDGET else f"{count:g}" for count in (statistics.median(counts), max(counts))]
-            print(
-                f"{name:26} {competitor:15} median {shown[0]:>5}  worst {shown[1]:>5}  reached {sum(count <= BUDGET for count in counts)}/{seeds}"
-            )
+            reached = sum(count <= BUDGET for count in counts)
+            print(f"{name:26} {competitor:15} median {shown[0]:>5}  worst {shown[1]:>5}  reached {reached}/{seeds}")
 
 
 if __name__ == "__main__":

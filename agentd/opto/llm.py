@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import re
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -247,7 +248,10 @@ class _Refused(Exception):  # noqa: N818 - private: an error with the server's w
 
 def _import_litellm() -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no fetch of price tables, now or later
-    litellm: Any = importlib.import_module("litellm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what litellm's own types make pydantic say is nobody's business here
+        litellm: Any = importlib.import_module("litellm")
+        litellm.ModelResponse()  # its classes are built on first use
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _STDERR_TAIL = 4_000
 _SHUTDOWN = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 class OptimizerProcess:
@@ -283,8 +284,17 @@ def _failure(error: Exception, context: OptimizerContext) -> Failure:
     return Failure(failure.kind, f"the optimizer {context.algorithm!r} raised {failure.message}")
 
 
+def _die_with_the_daemon() -> None:
+    """Has the kernel kill this process when the daemon dies, even if it hangs in C by then."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - the daemon's side doesn't need it
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Takes standard input and output for the channel, so that nothing an optimizer prints gets between the frames."""
+    _die_with_the_daemon()
     source, output = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -1,5 +1,6 @@
 """An optimizer runs in a process of its own: it may hang, die or talk nonsense, and the daemon gets an error that says so."""
 
+import asyncio
 import json
 import os
 import sys
@@ -64,7 +65,9 @@ class Unchanged(Base):
 class HangsInC(Base):
     async def propose(self, problems, memory, seed):
         print("about to hang", file=sys.stderr, flush=True)
-        os.fork()
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
         ctypes.PyDLL(None).sleep(1000)  # holds the GIL
 
 
@@ -225,12 +228,50 @@ async def test_optoprime_works_through_the_process_with_a_real_client(propose, c
     assert proposal.algorithm == "optoprime"
 
 
+def optimizer_processes(of):
+    return [child for child in of.children(recursive=True) if "agentd.opto.process" in " ".join(child.cmdline())]
+
+
 async def test_no_process_is_left_after_a_proposal(propose):
     await propose("Good")
-    command = [
-        child for child in psutil.Process(os.getpid()).children(recursive=True) if "agentd.opto.process" in " ".join(child.cmdline())
-    ]
-    assert command == []
+    assert optimizer_processes(psutil.Process()) == []
+
+
+async def test_no_process_is_left_when_the_daemon_changes_its_mind(propose):
+    asking = asyncio.create_task(propose("HangsInC"))
+    while not optimizer_processes(psutil.Process()):  # noqa: ASYNC110 - another process gives no event
+        await asyncio.sleep(0.02)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert optimizer_processes(psutil.Process()) == []
+
+
+DAEMON = """
+import asyncio, sys
+from agentd.opto.contract import OptimizerContext
+from agentd.opto.process import OptimizerProcess
+from agentd.testing.optimizers import NoModel
+
+context = OptimizerContext(agent="a", stable="r", parameters=(), values={}, algorithm="my_optimizer:HangsInC")
+asyncio.run(OptimizerProcess(module_path=[sys.argv[1]]).propose(context, [], [], 1, timeout=100, llm=NoModel()))
+"""
+
+
+async def test_the_process_dies_with_a_daemon_that_is_killed_even_when_it_hangs_in_c(tmp_path):
+    (tmp_path / "my_optimizer.py").write_text(PLUGIN)
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", DAEMON, str(tmp_path), env=environment)
+    while len(family := psutil.Process(daemon.pid).children(recursive=True)) < 2:  # noqa: ASYNC110 - as above; it has forked: it hangs
+        await asyncio.sleep(0.02)
+    optimizer, its_child = sorted(family, key=lambda process: process.ppid() != daemon.pid)
+    daemon.kill()
+    await daemon.wait()
+    try:
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, [optimizer], timeout=20)
+        assert (len(gone), alive) == (1, [])
+    finally:
+        its_child.kill()
 
 
 def test_importing_the_daemons_side_loads_neither_litellm_nor_optuna():
