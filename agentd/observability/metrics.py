@@ -12,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from agentd.clock import Clock, SystemClock
 from agentd.events import EventBus
+from agentd.observability.folded import FoldedHistogram, FoldedSummary
 from agentd.records import Episode, Event, Feedback, Mode, Phase, Release, Usage
 
 M = TypeVar("M", bound=MetricWrapperBase)
@@ -20,7 +21,6 @@ CAPACITY = 4096
 """Events that may wait for this observer before some are dropped (and counted)."""
 ENDED = (Phase.PROMOTED, Phase.REJECTED, Phase.PRUNED, Phase.INCONCLUSIVE, Phase.ABORTED)
 _SCORES = tuple(tenth / 10 for tenth in range(1, 11))
-_TICK = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _DELAY = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 172_800.0)
 
 
@@ -38,7 +38,7 @@ class Metrics:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self._episodes = counter("episodes", "Finished episodes.", "role", "outcome")
         self._score = histogram("episode_score_ratio", "Scores on the declared range, 1 is best.", _SCORES, "role")
-        self._step = histogram("step_duration_seconds", "From observation to action.", _TICK, "role")
+        self._step = FoldedHistogram("agentd_step_duration_seconds", "From observation to action.", ("agent", "role"))
         self._misses = counter("deadline_misses", "Ticks at which the policy was late.")
         self._safe = counter("safe_actions", "Ticks at which the plant got the safe action.", "reason")
         self._last_episode = gauge("last_episode_timestamp_seconds", "When the last episode ended.")
@@ -52,7 +52,7 @@ class Metrics:
         self._rollbacks = counter("rollbacks", "Revisions that were promoted and rolled back.", "reason")
         self._alarms = counter("drift_alarms", "Alarms of the watch on the stable revision.")
         self._regret = counter("score_regret", "What trying candidates cost: the sum of max(0, stable - candidate) over pairs.")
-        self._swap = histogram("swap_duration_seconds", "From a decision to the runner's new route.", _TICK)
+        self._swap = FoldedSummary("agentd_swap_duration_seconds", "From a new route to the first action of its revision.", ("agent",))
         self._requests = counter("llm_requests", "Calls of models.", "purpose", "model", "outcome")
         self._tokens = counter("llm_tokens", "Tokens of models.", "model", "direction")
         self._cost = counter("llm_cost_dollars", "What models cost.", "model")
@@ -63,6 +63,8 @@ class Metrics:
         self._dropped = counter("mqtt_dropped_messages", "MQTT messages that the runner ignored.", "reason")
         self._devices = gauge("devices", "Devices by status.", "status")
         self._isolation = gauge("isolation_level", "How the agent's code is isolated: 0 not at all, 3 in namespaces.")
+        for folded in (self._step, self._swap):
+            self.registry.register(folded)
         self._queue = Gauge("agentd_queue_depth", "What waits in a queue.", ["queue"], registry=self.registry)
         self._write_errors_seen = 0
         self._write_errors = Counter("agentd_store_write_errors", "Writes that the store refused.", registry=self.registry)
@@ -88,13 +90,6 @@ class Metrics:
         self._episodes.labels(agent, role, str(episode.outcome)).inc()
         if not feedback.failed:
             self._score.labels(agent, role).observe(feedback.normalised)
-        duration = self._step.labels(agent, role)
-        for step in episode.steps:
-            if step.safe is None:
-                duration.observe(step.latency)
-            else:
-                self._safe.labels(agent, step.safe.partition(":")[0]).inc()
-        self._misses.labels(agent).inc(episode.deadline_misses)
         ended = episode.started_at + episode.duration
         self._last_episode.labels(agent).set(ended)
         self._feedback_delay.labels(agent).observe(max(0.0, self._clock.time() - ended))
@@ -112,21 +107,28 @@ class Metrics:
         self._remaining.labels(agent).set(remaining)
 
     def count(self, agent: str, deltas: Mapping[str, float]) -> None:
-        """What a runner counted since it last said so: `messages.<direction>`, `dropped.<reason>`; others are not for here."""
+        """What a runner counted since it last said so, by dotted name (agentd.runners.messages.Counted).
+
+        It counts every tick itself, also those that no episode records or that are recorded twice because a daemon died.
+        """
         for name, amount in deltas.items():
-            kind, _, label = name.partition(".")
-            if kind == "messages":
-                self._messages.labels(agent, label).inc(amount)
-            elif kind == "dropped":
-                self._dropped.labels(agent, label).inc(amount)
-
-    def connected(self, agent: str, connected: bool) -> None:
-        """Whether the agent's runner reaches its broker."""
-        self._connected.labels(agent).set(connected)
-
-    def swapped(self, agent: str, seconds: float) -> None:
-        """How long it took from a decision to the runner's new route."""
-        self._swap.labels(agent).observe(seconds)
+            match name.split(".", 2):
+                case ["messages", direction]:
+                    self._messages.labels(agent, direction).inc(amount)
+                case ["dropped", reason]:
+                    self._dropped.labels(agent, reason).inc(amount)
+                case ["safe_actions", reason]:
+                    self._safe.labels(agent, reason).inc(amount)
+                case ["deadline_misses"]:
+                    self._misses.labels(agent).inc(amount)
+                case ["step_duration", role, bound]:
+                    self._step.add((agent, role), float(bound), amount)
+                case ["step_duration_sum", role]:
+                    self._step.add_sum((agent, role), amount)
+                case ["swaps"]:
+                    self._swap.add((agent,), count=int(amount))
+                case ["swap_seconds"]:
+                    self._swap.add((agent,), amount=amount)
 
     def devices(self, agent: str, devices: Mapping[str, str]) -> None:
         """The agent's devices: status by id."""
@@ -160,6 +162,8 @@ class Metrics:
                 self._rollbacks.labels(agent, str(data.get("stage") or event.who)).inc()
             case "watch.alarm":
                 self._alarms.labels(agent).inc()
+            case "broker.connected" | "broker.disconnected":
+                self._connected.labels(agent).set(word == "connected")
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +189,8 @@ class Metrics:
         for name in self._seen - agents:
             for metric in (*self._of_agents, self._info):
                 metric.remove_by_labels({"agent": name})
+            self._step.forget(name)
+            self._swap.forget(name)
         self._seen &= agents
 
     def text(self) -> bytes:

@@ -65,6 +65,23 @@ CONTRACT = {
 REVISION = "0123456789abcdef" * 4
 
 
+RUNNER = {
+    "messages.in": 3.0,
+    "messages.out": 2.0,
+    "dropped.late_action": 1.0,
+    "safe_actions.late": 2.0,
+    "deadline_misses": 2.0,
+    "step_duration.stable.0.002": 5.0,
+    "step_duration.stable.0.01": 2.0,
+    "step_duration.stable.inf": 1.0,
+    "step_duration_sum.stable": 0.5,
+    "swaps": 1.0,
+    "swap_seconds": 0.02,
+    "something.else": 4.0,
+}
+"""What a runner tells in one report."""
+
+
 class FixedClock:
     def time(self) -> float:
         return 1000.0
@@ -128,9 +145,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.episode(make_episode(), Feedback(episode="e1", score=0.8, normalised=0.8))
     metrics.usage(Usage(agent="cartpole", purpose="propose", model="m", outcome="ok", at=0, tokens_in=10, tokens_out=5, dollars=0.25))
     metrics.budget("cartpole", limit=5.0, remaining=4.75)
-    metrics.count("cartpole", {"messages.received": 3, "messages.sent": 2, "dropped.stale": 1, "something.else": 4})
-    metrics.connected("cartpole", connected=True)
-    metrics.swapped("cartpole", 0.01)
+    metrics.count("cartpole", RUNNER)
     metrics.devices("cartpole", {"a": "ready", "b": "ready", "c": "lost"})
     metrics.store(queued=3, write_errors=2)
     metrics.agent("cartpole", stable=REVISION, mode=Mode.RELEASE, isolation=2, release=make_release(Phase.CONFIRMATION))
@@ -139,6 +154,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.event(event("release.evidence", reference=0.9, candidate=0.4))
     metrics.event(event("release.rolled_back", stage="watch"))
     metrics.event(event("watch.alarm"))
+    metrics.event(event("broker.connected"))
 
 
 def test_names_and_labels_are_those_that_dashboards_and_alerts_rely_on(metrics) -> None:
@@ -163,16 +179,37 @@ def test_a_revisions_hash_is_only_in_the_info(metrics) -> None:
     assert {name for name, labels in samples(metrics) if REVISION in dict(labels).values()} == {"agentd_agent_info"}
 
 
-def test_an_episode_counts_its_score_misses_and_safe_actions(metrics) -> None:
+def test_an_episode_counts_its_outcome_and_score(metrics) -> None:
     metrics.episode(make_episode(), Feedback(episode="e1", score=0.8, normalised=0.8))
     assert value(metrics, "agentd_episodes_total", agent="cartpole", role="stable", outcome="finished") == 1
     assert value(metrics, "agentd_episode_score_ratio_sum", agent="cartpole", role="stable") == 0.8
-    assert value(metrics, "agentd_step_duration_seconds_count", agent="cartpole", role="stable") == 1
-    assert value(metrics, "agentd_deadline_misses_total", agent="cartpole") == 2
-    assert value(metrics, "agentd_safe_actions_total", agent="cartpole", reason="late") == 1
-    assert value(metrics, "agentd_safe_actions_total", agent="cartpole", reason="guardrail") == 1
     assert value(metrics, "agentd_last_episode_timestamp_seconds", agent="cartpole") == 994.0
     assert value(metrics, "agentd_feedback_delay_seconds_sum", agent="cartpole") == 6.0
+
+
+def test_ticks_are_those_that_the_runner_counted(metrics) -> None:
+    for _ in range(2):
+        metrics.count("cartpole", RUNNER)
+    assert value(metrics, "agentd_safe_actions_total", agent="cartpole", reason="late") == 4
+    assert value(metrics, "agentd_deadline_misses_total", agent="cartpole") == 4
+    assert value(metrics, "agentd_mqtt_messages_total", agent="cartpole", direction="in") == 6
+    assert value(metrics, "agentd_mqtt_dropped_messages_total", agent="cartpole", reason="late_action") == 2
+    buckets = {
+        le: value(metrics, "agentd_step_duration_seconds_bucket", agent="cartpole", role="stable", le=le)
+        for le in ("0.002", "0.01", "+Inf")
+    }
+    assert buckets == {"0.002": 10, "0.01": 14, "+Inf": 16}
+    assert value(metrics, "agentd_step_duration_seconds_sum", agent="cartpole", role="stable") == 1.0
+    assert value(metrics, "agentd_step_duration_seconds_count", agent="cartpole", role="stable") == 16
+    assert value(metrics, "agentd_swap_duration_seconds_count", agent="cartpole") == 2
+    assert value(metrics, "agentd_swap_duration_seconds_sum", agent="cartpole") == pytest.approx(0.04)
+
+
+def test_the_link_to_the_broker_is_shown_as_it_is(metrics) -> None:
+    metrics.event(event("broker.connected"))
+    assert value(metrics, "agentd_mqtt_connected", agent="cartpole") == 1
+    metrics.event(event("broker.disconnected", reason="refused"))
+    assert value(metrics, "agentd_mqtt_connected", agent="cartpole") == 0
 
 
 def test_an_episode_without_a_verdict_has_no_score(metrics) -> None:
