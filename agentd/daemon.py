@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -28,11 +29,26 @@ from agentd.observability.systemd import notify
 from agentd.opto.budget import DAY, Ledger
 from agentd.opto.llm import LitellmClient, LlmSettings
 from agentd.records import Event, Release, Usage, Value
+from agentd.runners.local import LocalRunner
 from agentd.settings import DaemonSettings, remove_address, write_address
 from agentd.spec import load_agent
 from agentd.store import SqlStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+DRAIN_MARGIN = 20.0
+"""Seconds beyond `drain_timeout` for a runner that must be cut short, or one that is just being started."""
+
+
+@dataclass(slots=True)
+class _Hosting:
+    """A hosted agent, the folder that it came from, what was in it, and the task that hosts it."""
+
+    agent: HostedAgent
+    folder: str
+    content: str
+    task: asyncio.Task[None]
 
 
 class Daemon:
@@ -43,58 +59,72 @@ class Daemon:
         self._services = services
         self._tasks = tasks
         self._started_at = started_at
-        self._agents: dict[str, HostedAgent] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._folders: dict[str, str] = {}
+        self._agents: dict[str, _Hosting] = {}
         self._broken: dict[str, str] = {}
         """Agent folders that can't be loaded, and why: they stop no other agent."""
+        self._changing = asyncio.Lock()
+        self._stopping = False
 
     # --- agents ------------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Make the hosted agents those of the agents directory: new ones begin, changed ones are hosted anew, missing ones are drained."""
-        self._broken.clear()
-        found: dict[str, HostedAgent] = {}
-        digests: dict[str, str] = {}
-        for folder in _agent_folders(self._settings.agents):
-            try:
-                spec, source = await asyncio.to_thread(load_agent, folder)
-            except AgentdError as error:
-                self._broken[folder.name] = str(error)
-                await self._say("agent.failed", folder.name, f"{folder.name} can't be loaded: {error}")
-                continue
-            if spec.agent.name in found:
-                self._broken[folder.name] = f"another folder has an agent named {spec.agent.name!r} already"
-                continue
-            found[spec.agent.name] = HostedAgent(spec, source, self._services)
-            digests[spec.agent.name] = f"{source.digest}/{spec.model_dump_json()}"
-        broken_names = set(self._broken)
-        gone = [name for name in self._agents if digests.get(name) != self._folders.get(name) and name not in broken_names]
-        await self.drain(gone)
-        for name, agent in found.items():
-            if name not in self._agents:
-                self._agents[name] = agent
-                self._folders[name] = digests[name]
-                self._running[name] = self._tasks.create_task(agent.run(), name=f"agent {name}")
+        """Make the hosted agents those of the agents directory: new ones begin, changed ones are hosted anew, missing ones are drained.
 
-    async def drain(self, names: list[str] | None = None) -> None:
-        """End these agents (all, by default) in good order: episode finished, safe action sent, runner gone."""
-        ending = [(name, self._agents[name]) for name in (names if names is not None else list(self._agents))]
+        An agent whose folder can't be loaded any more goes on as it was.
+        """
+        async with self._changing:
+            if self._stopping:
+                return
+            self._broken.clear()
+            found: dict[str, tuple[str, str, HostedAgent]] = {}
+            for folder in await asyncio.to_thread(_agent_folders, self._settings.agents):
+                try:
+                    spec, source = await asyncio.to_thread(load_agent, folder)
+                except AgentdError as error:
+                    self._broken[folder.name] = str(error)
+                    await self._say("agent.failed", folder.name, f"{folder.name} can't be loaded: {error}")
+                    continue
+                if spec.agent.name in found:
+                    self._broken[folder.name] = f"another folder has an agent named {spec.agent.name!r} already"
+                    continue
+                content = f"{source.digest}/{spec.model_dump_json()}"
+                found[spec.agent.name] = (folder.name, content, HostedAgent(spec, source, self._services))
+            for name, hosting in self._agents.items():
+                if name in found and found[name][1] == hosting.content:
+                    hosting.folder = found[name][0]
+            changed = [
+                name
+                for name, hosting in self._agents.items()
+                if hosting.folder not in self._broken and (name not in found or found[name][1] != hosting.content)
+            ]
+            await self._drain(changed)
+            for name, (folder_name, content, agent) in found.items():
+                if name not in self._agents:
+                    task = self._tasks.create_task(agent.run(), name=f"agent {name}")
+                    self._agents[name] = _Hosting(agent, folder_name, content, task)
+
+    async def drain(self) -> None:
+        """End all agents in good order: episode finished, safe action sent, runner gone. None begins any more."""
+        async with self._changing:
+            self._stopping = True
+            await self._drain(list(self._agents))
+
+    async def _drain(self, names: list[str]) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for name, agent in ending:
-                tasks.create_task(self._drain_one(name, agent), name=f"drain {name}")
+            for name in names:
+                tasks.create_task(self._drain_one(name, self._agents[name]), name=f"drain {name}")
 
-    async def _drain_one(self, name: str, agent: HostedAgent) -> None:
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout + 5.0):
-                await agent.drain(self._settings.drain_timeout)
-        except (AgentdError, TimeoutError) as error:
-            log.warning("an agent could not be drained in good order", agent=name, error=str(error) or type(error).__name__)
-        task = self._running.pop(name)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        del self._agents[name], self._folders[name]
+    async def _drain_one(self, name: str, hosting: "_Hosting") -> None:
+        hosting.agent.drain(self._settings.drain_timeout)
+        done, _ = await asyncio.wait({hosting.task}, timeout=self._settings.drain_timeout + DRAIN_MARGIN)
+        if not done:
+            log.warning("an agent could not be drained in good order", agent=name)
+            hosting.task.cancel()
+            await asyncio.wait({hosting.task})
+            with contextlib.suppress(AgentdError):
+                services = self._services
+                await LocalRunner.dismiss(name, services.state_directory, services.epoch, services.clock, timeout=0.0)
+        del self._agents[name]
 
     async def _say(self, kind: str, agent: str, message: str) -> None:
         event = Event(kind=kind, at=self._services.clock.time(), agent=agent, message=message)
@@ -104,7 +134,7 @@ class Daemon:
 
     def _agent(self, name: str) -> HostedAgent:
         try:
-            return self._agents[name]
+            return self._agents[name].agent
         except KeyError:
             raise NotFound("agent", name) from None
 
@@ -119,7 +149,7 @@ class Daemon:
             epoch=self._services.epoch,
             state_directory=str(self._settings.state_directory),
             store_url=self._settings.shown_store_url,
-            agents=tuple(agent.status() for agent in self._agents.values()),
+            agents=tuple(hosting.agent.status() for hosting in self._agents.values()),
             broken=dict(self._broken),
         )
 
@@ -249,6 +279,7 @@ async def serve_forever(settings: DaemonSettings, clock: Clock) -> None:
             seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy
             broker=settings.broker_url,
             models=settings.models,
+            lease=settings.lease,
         )
         tokens = Tokens.load_or_create(settings.state_directory)
         async with asyncio.TaskGroup() as tasks:

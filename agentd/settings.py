@@ -96,6 +96,8 @@ class DaemonSettings(BaseSettings):
     """The environment variable that holds the key; the key itself is never in a file."""
     drain_timeout: Annotated[float, BeforeValidator(_seconds)] = 30.0
     """How long runners may take to finish their episodes on SIGTERM; a text such as "30s" in the file, seconds here."""
+    lease: Annotated[float, BeforeValidator(_seconds)] = 10.0
+    """How long a runner goes on with a canary's pairs when it no longer hears of this daemon; then it serves the stable revision only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     seed: int | None = None

@@ -17,6 +17,7 @@ import pytest
 from agentd.cli.client import Client
 from agentd.errors import AgentdError
 from agentd.ready import find
+from agentd.runners.paths import RunnerPaths, lock_holder
 
 
 class Robot:
@@ -169,15 +170,19 @@ class Hosted:
         return await self.until(ended)
 
     def runner_pid(self, agent: str = "cartpole") -> int:
-        return int(json.loads((self.state / "runners" / f"{agent}.lock").read_text())["pid"])
+        holder = lock_holder(RunnerPaths.under(self.state, agent).lock)
+        assert holder is not None, f"{agent} has no runner"
+        return holder
 
     async def aclose(self) -> None:
         if self.daemon is not None and self.daemon.returncode is None:
             self.daemon.kill()
             await self.daemon.wait()
         for lock in (self.state / "runners").glob("*.lock"):
-            with contextlib.suppress(ProcessLookupError, ValueError, KeyError):
-                os.killpg(int(json.loads(lock.read_text())["pid"]), signal.SIGKILL)
+            holder = lock_holder(lock)
+            if holder is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(holder, signal.SIGKILL)
         for child in self._children:
             if child.returncode is None:
                 child.kill()

@@ -1,6 +1,7 @@
 """From an alarm to proposals: the optimizer at work until the score is back, its budget is gone or its patience ends."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext
 from agentd.opto.process import OptimizerProcess
-from agentd.records import EpisodeSummary, Mode, Parameter, Phase, Problem, Proposal, Release, ReleaseKind, Role, TraceGraph, Value
+from agentd.records import EpisodeSummary, Event, Mode, Parameter, Phase, Problem, Proposal, Release, ReleaseKind, Role, TraceGraph, Value
 from agentd.spec import AgentSpec
 from agentd.trace.propagation import minimal_subgraph
 
@@ -34,9 +35,7 @@ def budget_limits(spec: AgentSpec) -> BudgetLimits:
 class Improver:
     """The optimizer of one agent. It never touches the running agent: what it proposes goes the way of every release."""
 
-    def __init__(
-        self, keeper: Keeper, releases: Releases, process: OptimizerProcess, llm: Llm, models: tuple[str, ...], seed: int
-    ) -> None:
+    def __init__(self, keeper: Keeper, releases: Releases, process: OptimizerProcess, llm: Llm, models: tuple[str, ...], seed: int) -> None:
         self._keeper = keeper
         self._releases = releases
         self._process = process
@@ -44,6 +43,7 @@ class Improver:
         self._models = models
         self._seed = seed
         self._wake = asyncio.Event()
+        self._asked = asyncio.Event()
         self._parameters: tuple[Parameter, ...] = ()
         self.status = "idle"
 
@@ -58,9 +58,15 @@ class Improver:
 
     async def start(self, reason: str, *, who: str = "agentd") -> None:
         """Work on this agent from now on. The caller holds `deciding`."""
-        event = self._keeper.event("optimizer.started", reason, who=who, algorithm=self._keeper.spec.optimizer.algorithm)
-        self._keeper.tell(*await self._keeper.commit(event, improving=True, attempts=0))
+        event, changes = self.starting(reason, who=who)
+        self._keeper.tell(*await self._keeper.commit(event, **changes))
+        self._asked.set()
         self.wake()
+
+    def starting(self, reason: str, *, who: str = "agentd") -> tuple[Event, dict[str, object]]:
+        """What `start` commits, for who commits it together with its cause."""
+        event = self._keeper.event("optimizer.started", reason, who=who, algorithm=self._keeper.spec.optimizer.algorithm)
+        return event, {"improving": True, "attempts": 0}
 
     async def stop(self, reason: str) -> None:
         """Rest until the next alarm. The caller holds `deciding`."""
@@ -75,7 +81,9 @@ class Improver:
             if release.phase is Phase.PROMOTED and release.pairs:
                 mean = release.candidate_sum / release.pairs
                 if state.target is None or mean >= state.target:
-                    await self.stop(f"{release.candidate[:10]} scores {mean:.3f}" + (f", wanted {state.target:.3f}" if state.target else ""))
+                    await self.stop(
+                        f"{release.candidate[:10]} scores {mean:.3f}" + (f", wanted {state.target:.3f}" if state.target else "")
+                    )
             elif state.attempts + 1 >= PATIENCE:
                 await self.stop(f"{PATIENCE} proposals without a promotion")
             else:
@@ -97,7 +105,8 @@ class Improver:
             except BudgetExhausted as error:
                 self.status = f"waiting: {error}"
                 await self._keeper.say("optimizer.budget_exhausted", str(error), limit=error.limit)
-                await self._rest(max(1.0, min(REST, (error.resets_at or 0) - self._keeper.clock.time())))
+                now = self._keeper.clock.time()
+                await self._rest(max(1.0, min(REST, (error.resets_at or now + REST) - now)))  # a budget of nothing never resets
             except (OptimizerError, ReleaseError, CodecError) as error:
                 failures += 1
                 self.status = f"waiting: {error}"
@@ -107,7 +116,11 @@ class Improver:
                 self.status = "waiting for the verdict"
 
     async def _rest(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        """Until the time is over, or somebody asks for the optimizer again."""
+        self._asked.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()
 
     async def _wait_until_wanted(self) -> None:
         while True:
@@ -124,9 +137,7 @@ class Improver:
     async def _evidence(self) -> tuple[EpisodeSummary, ...]:
         """Scored episodes of the stable revision in this regime: nothing is proposed before there is something to learn from."""
         state = self._keeper.state
-        summaries = await self._keeper.store.episodes(
-            state.name, limit=50, revision=state.stable, role=Role.STABLE, regime=state.regime
-        )
+        summaries = await self._keeper.store.episodes(state.name, limit=50, revision=state.stable, role=Role.STABLE, regime=state.regime)
         scored = tuple(summary for summary in summaries if summary.normalised is not None)
         return scored if len(scored) >= min(3, self._keeper.spec.optimizer.batch_episodes) else ()
 
@@ -137,7 +148,8 @@ class Improver:
             if regime == state.regime or revision == state.stable or revision in state.tried:
                 continue
             known = await keeper.store.revision(revision)
-            await keeper.commit(tried=(*state.tried, revision))
+            async with keeper.deciding:
+                await keeper.commit(tried=(*keeper.state.tried, revision))
             if known.source != state.source:
                 continue
             current = await self._full(state.stable)
@@ -228,5 +240,3 @@ def _minimal(encoded: bytes) -> TraceGraph | None:
     except AgentdError as error:
         log.warning("a trace could not be used", error=str(error), kind=type(error).__name__)
         return None
-
-

@@ -86,6 +86,4 @@ class Judge:
         except ValueError as error:
             score, failed = self._metric.worst, str(error)
             normalised = 0.0
-        return Feedback(
-            episode=episode.id, score=score, normalised=normalised, text=text, metrics=metrics or {}, failed=failed
-        )
+        return Feedback(episode=episode.id, score=score, normalised=normalised, text=text, metrics=metrics or {}, failed=failed)

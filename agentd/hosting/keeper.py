@@ -20,7 +20,7 @@ Durable = Source | Revision | Provenance | Release | Proposal | PairPlan | Pair
 
 
 class Keeper:
-    """An agent's state, and the only way to change it.
+    """An agent's state, and the only way to change it. It lives as long as the agent is hosted, through every restart of its runner.
 
     Whoever decides something holds `deciding`, so that an operator's word and an episode's evidence never interleave.
     """
@@ -50,13 +50,29 @@ class Keeper:
     async def commit(self, *records: Durable | Event, **changes: Any) -> tuple[Event, ...]:
         """Write records and `changes` of the agent's state in one transaction. Events are returned, not told yet.
 
+        Whoever gives `changes` holds `deciding`: two that begin from the same state would undo each other. A commit that has begun is
+        finished even if its caller is cancelled, so that what is in memory is what is in the store.
+
         Raises:
             StoreUnavailable: nothing was written, and nothing was changed.
         """
+        if changes and not self.deciding.locked():
+            raise RuntimeError(f"a change of {sorted(changes)} by somebody who doesn't decide")
+        writing = asyncio.create_task(self._write(records, changes), name=f"{self.name}: commit")
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            if not writing.cancelled():
+                writing.exception()  # there is nobody to tell
+            raise
+
+    async def _write(self, records: tuple[Durable | Event, ...], changes: dict[str, Any]) -> tuple[Event, ...]:
+        if not changes:
+            return await self.store.commit(*records)
         state = msgspec.structs.replace(self.state, updated_at=self.clock.time(), **changes)
-        committed = await self.store.commit(*records, *((state,) if changes else ()))
-        if changes:
-            self.state = state
+        committed = await self.store.commit(*records, state)
+        self.state = state
         return committed
 
     def amend(self, **changes: Any) -> None:

@@ -1,14 +1,15 @@
 """From a proposal to a verdict: validate, screen, canary; and what follows from the verdict."""
 
 import asyncio
-import hashlib
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 
-from agentd.errors import DecodingError, IllegalTransition, PlantError, ReleaseError, RunnerError, SandboxError, StaleRelease
+from agentd.errors import DecodingError, IllegalTransition, ReleaseError, RunnerError, SandboxError, StaleRelease
+from agentd.hosting.canary import Canary, LostPair
 from agentd.hosting.keeper import Keeper
 from agentd.opto.decoding import validate_values
 from agentd.records import (
@@ -17,18 +18,14 @@ from agentd.records import (
     Feedback,
     Mode,
     Origin,
-    Outcome,
     Pair,
-    PairPlan,
     Parameter,
     Phase,
     Proposal,
     Provenance,
-    Purpose,
     Release,
     ReleaseKind,
     ReleaseSettings,
-    Role,
     Source,
     Value,
     Verdict,
@@ -40,10 +37,10 @@ from agentd.spec import release_settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-CANARY = frozenset({Phase.SELECTION, Phase.CONFIRMATION})
-PLANS_AHEAD = 2  # per device: the next pair is there when the last ends, and little is lost when a verdict comes
+CANARY = machine.CANARY
 QUEUE_LIMIT = 16
 LEASE = 10.0
+RETRY = 1.0
 REASON_LIMIT = 500
 DETAIL_LIMIT = 4000
 SCREEN_EPISODES = 3
@@ -53,30 +50,36 @@ MEMORY_OF_LEVELS = 400  # releases: older ones have decayed to nothing (agentd.r
 class Releases:
     """The releases of one agent: one in progress, the others in a short queue, operators' first."""
 
-    def __init__(self, keeper: Keeper, on_end: Callable[[Release], Awaitable[None]]) -> None:
+    def __init__(self, keeper: Keeper, on_end: Callable[[Release], Awaitable[None]], *, lease: float = LEASE) -> None:
         self._keeper = keeper
         self._on_end = on_end
+        self._lease = lease
         self._runner: LocalRunner | None = None
         self._source: Source | None = None
         self._parameters: tuple[Parameter, ...] = ()
         self._queue: deque[Release] = deque()
-        self._open: dict[str, PairPlan] = {}
-        self._halves: dict[str, dict[Role, tuple[Episode, Feedback]]] = {}
+        self._loaded: set[str] = set()
+        self._misrouted = False
         self._wake = asyncio.Event()
+        self.canary = Canary(keeper, lease)
         self.current: Release | None = None
-        self.devices: Mapping[str, bool] = {}
-        """Ready devices, and whether each can be seeded."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing is in progress or waiting."""
         return self.current is None and not self._queue
 
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is in progress or waiting."""
+        return any(release is not None and release.kind is ReleaseKind.PROBE for release in (self.current, *self._queue))
+
     def attach(self, runner: LocalRunner, source: Source, parameters: tuple[Parameter, ...]) -> None:
         """Work with this runner from now on: a new one has loaded the stable revision of `source`."""
         self._runner, self._source, self._parameters = runner, source, parameters
-        self._open.clear()
-        self._halves.clear()
+        self._loaded.clear()
+        self._misrouted = False
+        self.canary.clear()
 
     def detach(self) -> None:
         """The runner is gone; decisions are still taken, routes follow when there is one again."""
@@ -94,7 +97,12 @@ class Releases:
         Raises:
             ReleaseError: it changes nothing, or too many are waiting already.
             CodecError: a value has no canonical form.
+            StoreUnavailable: nothing was begun.
         """
+        async with self._keeper.deciding:
+            return await self._propose(proposal)
+
+    async def _propose(self, proposal: Proposal) -> Release:
         keeper = self._keeper
         if len(self._queue) >= QUEUE_LIMIT:
             raise ReleaseError(f"{QUEUE_LIMIT} releases are waiting already: abort some first")
@@ -119,7 +127,13 @@ class Releases:
         )
         origin = Origin.OPTIMIZER if proposal.who == "optimizer" else Origin.OPERATOR
         provenance = Provenance(
-            revision=revision.id, origin=origin, at=now, parent=state.stable, proposal=proposal.id, who=proposal.who, note=proposal.reasoning[:500]
+            revision=revision.id,
+            origin=origin,
+            at=now,
+            parent=state.stable,
+            proposal=proposal.id,
+            who=proposal.who,
+            note=proposal.reasoning[:500],
         )
         event = keeper.event(
             "release.proposed",
@@ -190,16 +204,42 @@ class Releases:
         while True:
             if self.current is None and self._queue:
                 async with self._keeper.deciding:
-                    self.current = self._queue.popleft()
-                    await self._keeper.commit(release=self.current.id)
+                    await self._take_next()
+            if self._misrouted:
+                async with self._keeper.deciding:
+                    await self.route()
             if self.current is not None:
                 await self._forward(self.current)
-            try:
-                await asyncio.wait_for(self._wake.wait(), timeout=LEASE / 5)
-            except TimeoutError:
-                continue  # leases are renewed and durations checked even if nothing happens
-            finally:
-                self._wake.clear()
+            with contextlib.suppress(TimeoutError):  # leases are renewed and durations checked even if nothing happens
+                async with asyncio.timeout(RETRY if self._misrouted else self._lease / 5):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _take_next(self) -> None:
+        """Make the first release in the queue the one in progress. What it was begun on may have changed while it waited."""
+        keeper, state = self._keeper, self._keeper.state
+        if self.current is not None or not self._queue:
+            return
+        release = self._queue[0]
+        if (await keeper.store.revision(release.candidate)).source != state.source:
+            await self._give_up(release, "the source changed while it waited")
+        elif release.candidate == state.stable:
+            await self._give_up(release, "its candidate became the stable revision while it waited")
+        elif release.kind is ReleaseKind.PROBE and release.reference != state.stable:
+            await self._give_up(release, "the revision that it asks about is no longer stable")
+        else:
+            current = msgspec.structs.replace(release, reference=state.stable)  # nothing has been compared with the old one yet
+            await keeper.commit(current, release=current.id)
+            self._queue.popleft()
+            self.current = current
+
+    async def _give_up(self, release: Release, reason: str) -> None:
+        """End a release that waits in the queue."""
+        verdict = Verdict(phase=Phase.INCONCLUSIVE, reason=reason, stage="queue")
+        ended = machine.conclude(release, verdict, at=self._keeper.clock.time())
+        self._keeper.tell(*await self._keeper.commit(ended, self._told(ended)))
+        self._queue.remove(release)
+        self.wake()
 
     async def _forward(self, release: Release) -> None:
         match release.phase:
@@ -230,7 +270,7 @@ class Releases:
         if runner is None or self._source is None:
             return
         try:
-            await runner.load(self._source, await keeper.store.revision(release.candidate))
+            await self._load(runner, self._source, release.candidate)
             summaries = await keeper.store.episodes(keeper.name, limit=SCREEN_EPISODES, revision=release.reference)
             episodes = tuple([await keeper.store.episode(summary.id) for summary in summaries])
             report = await runner.screen(release.candidate, episodes)
@@ -255,9 +295,8 @@ class Releases:
     async def _begin_canary(self, release: Release) -> None:
         """After screening, or at once for a probe, whose revisions have both served before."""
         if release.kind is ReleaseKind.PROBE:
-            if self._runner is None or self._source is None:
+            if self._runner is None:
                 return
-            await self._runner.load(self._source, await self._keeper.store.revision(release.candidate))
         elif await self._needs_person(release):
             await self._advance(release, Phase.AWAITING_APPROVAL, "waits for `agentd approve`")
             return
@@ -271,82 +310,45 @@ class Releases:
         return any(parameter.approval and values.get(parameter.path) != running.get(parameter.path) for parameter in self._parameters)
 
     async def _canary(self, release: Release) -> None:
-        """Top up the plans of every exposed device and keep the lease alive; evidence comes in by `observe`."""
-        runner, keeper = self._runner, self._keeper
-        if runner is None:
+        """Keep the lease alive and pairs waiting; evidence comes in by `observe`."""
+        runner, keeper, source = self._runner, self._keeper, self._source
+        if runner is None or source is None:
+            return
+        try:
+            await self._load(runner, source, release.candidate)  # a new runner doesn't have it yet
+        except SandboxError as error:
+            verdict = Verdict(phase=Phase.INCONCLUSIVE, stage="canary", reason=f"the candidate no longer loads: {error}"[:REASON_LIMIT])
+            await self._end(release, verdict)
             return
         async with keeper.deciding:
             if self.current is not release:
                 return
-            _, verdict = machine.expire(release, at=keeper.clock.time())
-            if verdict is not None:
-                await self.finish(release, verdict)
-                return
-        await runner.renew(LEASE)
-        exposed = self._exposed(release)
-        for device in exposed:
-            open_here = sum(plan.device == device for plan in self._open.values())
-            for _ in range(PLANS_AHEAD - open_here):
-                await self._draw(release, device, runner)
+            _, verdict_or_none = machine.expire(release, at=keeper.clock.time())
+            if verdict_or_none is not None:
+                await self.finish(release, verdict_or_none)
+            else:
+                await self.canary.top_up(release, runner)
 
-    def _exposed(self, release: Release) -> tuple[str, ...]:
-        """The devices that the release may touch: the first step of the ramp, at least one, the same ones for the release's whole life."""
-        count = max(1, int(len(self.devices) * self._keeper.spec.release.ramp[0]))
-        by_chance = sorted(self.devices, key=lambda device: hashlib.sha256(f"{release.id}/{device}".encode()).digest())
-        return tuple(by_chance[:count])
-
-    async def _draw(self, release: Release, device: str, runner: LocalRunner) -> None:
-        keeper = self._keeper
-        plan = machine.draw_pair(
-            release,
-            id=keeper.new_id(),
-            device=device,
-            seed=keeper.random.getrandbits(31) if self.devices.get(device) else None,
-            flip=keeper.random.random() < 0.5,
-            at=keeper.clock.time(),
-        )
-        await keeper.commit(plan)  # committed before anything is run
-        self._open[plan.id] = plan
-        await runner.pair(plan, LEASE)
+    async def _load(self, runner: LocalRunner, source: Source, revision: str) -> None:
+        """Warm the revision's worker, unless this runner has been asked for it already. Raises SandboxError, RunnerError."""
+        if revision not in self._loaded:
+            await runner.load(source, await self._keeper.store.revision(revision))
+            self._loaded.add(revision)
 
     # --- evidence ----------------------------------------------------------------------------------------------------
 
     async def observe(self, episode: Episode, feedback: Feedback) -> None:
         """Take in one half of a pair; with the other half it is evidence. The caller holds `deciding`."""
-        plan = self._open.get(episode.pair or "")
-        if plan is None or episode.purpose is not Purpose.PAIR:
-            return  # of an earlier life or an ended release: an episode like any other
-        halves = self._halves.setdefault(plan.id, {})
-        halves[episode.role] = (episode, feedback)
-        if episode.outcome is Outcome.LOST and not episode.steps:
-            await self.lose(plan.id, f"the plant was lost before the first action: {episode.reason}")
-        elif len(halves) == len(Role):
-            reference, judged = halves[Role.STABLE]
-            if judged.failed and reference.outcome is not Outcome.LOST:
-                await self.lose(plan.id, judged.failed)
-            else:
-                # Where only the candidate's episode could not be judged it scores the minimum: else a candidate could unmake its bad
-                # episodes by driving the plant to where feedback.py fails. So does either role's that lost the plant under way.
-                await self._weigh(plan, halves)
+        match self.canary.take(episode, feedback):
+            case Pair() as pair:
+                await self._weigh(pair)
+            case LostPair(plan=plan, reason=reason):
+                await self.lose(plan, reason)
 
-    async def _weigh(self, plan: PairPlan, halves: Mapping[Role, tuple[Episode, Feedback]]) -> None:
+    async def _weigh(self, pair: Pair) -> None:
         release = self.current
-        self._forget(plan.id)
-        if release is None or release.id != plan.release or release.phase not in CANARY | {Phase.PAUSED}:
+        if release is None or release.id != pair.release or release.phase not in CANARY | {Phase.PAUSED}:
             return
-        reference, reference_feedback = halves[Role.STABLE]
-        candidate, candidate_feedback = halves[Role.CANDIDATE]
-        pair = Pair(
-            id=plan.id,
-            release=release.id,
-            device=plan.device,
-            reference=reference_feedback.normalised,
-            candidate=candidate_feedback.normalised,
-            reference_aborted=reference.outcome is Outcome.ABORTED,
-            candidate_aborted=candidate.outcome is Outcome.ABORTED,
-            guardrail=candidate.reason if candidate.outcome is Outcome.ABORTED and candidate.reason.startswith("guardrail") else "",
-            at=self._keeper.clock.time(),
-        )
         advanced, verdict = machine.observe(release, pair, at=pair.at)
         event = self._keeper.event(
             "release.evidence",
@@ -368,10 +370,12 @@ class Releases:
             self.wake()
 
     async def lose(self, pair: str, reason: str) -> None:
-        """A pair gave no evidence (the plant was lost before the first action, the judge failed, the lease ran out): draw it again."""
-        plan = self._open.get(pair)
+        """A pair gave no evidence (the plant was lost before the first action, the judge failed, the lease ran out): draw it again.
+
+        The caller holds `deciding`.
+        """
+        plan = self.canary.forget(pair)
         release = self.current
-        self._forget(pair)
         if plan is None or release is None or release.id != plan.release:
             return
         advanced, verdict = machine.lost(release, at=self._keeper.clock.time())
@@ -382,10 +386,6 @@ class Releases:
             await self.finish(advanced, verdict)
         else:
             self.wake()
-
-    def _forget(self, pair: str) -> None:
-        self._open.pop(pair, None)
-        self._halves.pop(pair, None)
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
@@ -401,20 +401,23 @@ class Releases:
         ended = machine.conclude(release, verdict, at=now, who=who)
         records: list[Release | Event] = [ended]
         changes: dict[str, object] = {"release": None} if keeper.state.release == release.id else {}
+        unused = ended.candidate
         if ended.phase is Phase.PROMOTED:
             replaced = await self._promoted_by(keeper.state.stable) if ended.kind is ReleaseKind.PROBE else None
+            unused = keeper.state.stable
             changes |= self.serve(ended.candidate, forced=ended.forced)
             if replaced is not None:
-                rolled = machine.advance(replaced, Phase.ROLLED_BACK, at=now, who="watch", reason=f"the last good revision is {verdict.reason}", stage="watch")
+                rolled = machine.advance(
+                    replaced, Phase.ROLLED_BACK, at=now, who="watch", reason=f"the last good revision is {verdict.reason}", stage="watch"
+                )
                 records += [rolled, self._told(rolled)]
             elif not ended.forced:
                 changes |= {"anchor": ended.candidate, "attempts": 0}
         records.append(self._told(ended, detail=detail))
         events = await keeper.commit(*records, **changes)
         self.current = None
-        self._open.clear()
-        self._halves.clear()
-        await self.route(retire=ended.candidate)
+        self.canary.clear()
+        await self.route(retire=unused)
         keeper.tell(*events)
         self.wake()
         await self._on_end(ended)
@@ -432,11 +435,14 @@ class Releases:
             return
         try:
             await runner.cancel_pairs()
-            await runner.load(self._source, await keeper.store.revision(keeper.state.stable))
+            await self._load(runner, self._source, keeper.state.stable)
             await runner.route(keeper.state.stable)
+            self._misrouted = False
             if retire is not None and retire != keeper.state.stable:
+                self._loaded.discard(retire)
                 await runner.retire(retire)
-        except (RunnerError, PlantError) as error:
+        except (RunnerError, SandboxError) as error:
+            self._misrouted = True
             log.warning("routes could not be set yet", agent=keeper.name, error=str(error))
 
     async def _promoted_by(self, revision: str) -> Release | None:
@@ -482,8 +488,7 @@ class Releases:
         self._keeper.tell(*events)
         if release.phase is Phase.PAUSED and self._runner is not None:
             await self._runner.cancel_pairs()
-            self._open.clear()
-            self._halves.clear()
+            self.canary.clear()
         self.wake()
         return release
 
@@ -519,7 +524,10 @@ class Releases:
             return await self._replace(resumed)
 
     async def promote(self, release: str, *, who: str, reason: str = "") -> Release:
-        """Force a screened release past its canary. It is watched against its predecessor's bound. Raises StaleRelease, IllegalTransition."""
+        """Force a screened release past its canary: it is watched against its predecessor's bound.
+
+        Raises StaleRelease, IllegalTransition.
+        """
         async with self._keeper.deciding:
             current = self._named(release)
             if current.phase in {Phase.PROPOSED, Phase.VALIDATED} or current.kind is ReleaseKind.PROBE:
@@ -533,12 +541,11 @@ class Releases:
         async with self._keeper.deciding:
             verdict = Verdict(phase=Phase.ABORTED, reason=reason or f"aborted by {who}", stage="operator")
             waiting = next((queued for queued in self._queue if queued.id.startswith(release)), None)
-            if waiting is not None:
-                self._queue.remove(waiting)
             ending = waiting or self._named(release)
             if waiting is not None:
                 ended = machine.conclude(waiting, verdict, at=self._keeper.clock.time(), who=who)
                 self._keeper.tell(*await self._keeper.commit(ended, self._told(ended)))
+                self._queue.remove(waiting)
             else:
                 await self.finish(ending, verdict, who=who)
             return await self._keeper.store.release(ending.id)
@@ -547,10 +554,12 @@ class Releases:
         """An operator makes a known revision stable: a release in progress is aborted first. The caller holds `deciding`."""
         keeper = self._keeper
         previous = keeper.state.stable
-        if self.current is not None:
-            await self.finish(self.current, Verdict(phase=Phase.ABORTED, reason=f"{who} changed the stable revision", stage="operator"), who=who)
         if revision == previous:
             raise ReleaseError(f"{revision[:10]} is the stable revision already")
+        if self.current is not None:
+            await self.finish(
+                self.current, Verdict(phase=Phase.ABORTED, reason=f"{who} changed the stable revision", stage="operator"), who=who
+            )
         records: list[Release | Event] = []
         left = await self._promoted_by(previous)
         if left is not None:
@@ -558,7 +567,9 @@ class Releases:
             rolled = machine.advance(left, Phase.ROLLED_BACK, at=now, who=who, reason=reason or f"rolled back by {who}", stage="operator")
             records += [rolled, self._told(rolled)]
         records.append(
-            keeper.event("revision.desired", f"{who} made {revision[:10]} stable", who=who, revision=revision, previous=previous, reason=reason)
+            keeper.event(
+                "revision.desired", f"{who} made {revision[:10]} stable", who=who, revision=revision, previous=previous, reason=reason
+            )
         )
         events = await keeper.commit(*records, **self.serve(revision, forced=True))
         await self.route(retire=previous)

@@ -46,6 +46,11 @@ __all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "
 CONNECT_TIMEOUT = 5.0
 START_TIMEOUT = 60.0
 _REPLACE_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 15.0
+"""Seconds in which a runner answers what costs it no work. One that doesn't is as good as dead, and is replaced."""
+LOAD_TIMEOUT = 60.0
+SCREEN_TIMEOUT = 600.0
+DRAIN_MARGIN = 10.0
 MAX_WAITING = 4096
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 """Of the daemon's environment: no keys, ever."""
@@ -136,6 +141,27 @@ class LocalRunner:
         return runner
 
     @classmethod
+    async def dismiss(cls, agent: str, state_directory: Path, epoch: int, clock: Clock, *, timeout: float) -> None:  # noqa: ASYNC109 - as drain
+        """End the agent's runner, if there is one: drained within `timeout` seconds where it answers, killed where it doesn't.
+
+        Raises:
+            Fenced: a daemon with a higher epoch owns it.
+            RunnerError: it can't be ended.
+        """
+        paths = RunnerPaths.under(state_directory, agent)
+        holder = _holder(paths)
+        if holder is None:
+            return
+        try:
+            async with await cls._connect(paths, epoch) as runner:
+                await runner.drain(timeout)
+        except Fenced:
+            raise
+        except RunnerError:
+            pass  # it doesn't answer
+        await _end(paths, holder, clock)
+
+    @classmethod
     async def _connect(cls, paths: RunnerPaths, epoch: int) -> Self:
         """A conversation with the runner. Raises Fenced, or RunnerError when it doesn't answer in time or as this version does."""
         try:
@@ -208,12 +234,12 @@ class LocalRunner:
 
     async def load(self, source: Source, revision: Revision) -> tuple[Parameter, ...]:
         """Warm a worker. Raises LoadError, IsolationError, WorkerDied or WorkerTimeout, as the sandbox does."""
-        return (await self._do(messages.Load(source=source, revision=revision))).parameters
+        return (await self._do(messages.Load(source=source, revision=revision), LOAD_TIMEOUT)).parameters
 
     async def screen(self, revision: str, episodes: tuple[Episode, ...]) -> ScreenReport:
         """Replay recorded steps in a loaded revision's worker, as an instance of its own. Raises RunnerError if it isn't loaded."""
         stripped = tuple(_without_trace(episode) for episode in episodes)
-        report = (await self._do(messages.Screen(revision=revision, episodes=stripped))).report
+        report = (await self._do(messages.Screen(revision=revision, episodes=stripped), SCREEN_TIMEOUT)).report
         return report if report is not None else ScreenReport()
 
     async def route(self, revision: str) -> None:
@@ -257,7 +283,7 @@ class LocalRunner:
         Go on calling `next` and `acknowledge` meanwhile: the last episodes come before the end.
         """
         with contextlib.suppress(RunnerError):  # its connection may end before its answer: what counts is that it ends
-            await self._do(messages.Drain(timeout=timeout))
+            await self._do(messages.Drain(timeout=timeout), timeout + DRAIN_MARGIN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 while _holder(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
@@ -336,8 +362,13 @@ class LocalRunner:
                 asked.set_exception(RunnerError(f"the runner of {self._paths.agent} is lost: {reason}"))
         self._asked.clear()
 
-    async def _do(self, request: Request) -> Done:
-        answer = await self._ask(request)
+    async def _do(self, request: Request, timeout: float = ANSWER_TIMEOUT) -> Done:  # noqa: ASYNC109 - it ends the conversation
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self._ask(request)
+        except TimeoutError:
+            self._lose(f"it gave no answer to {type(request).__name__} within {timeout:g} s")
+            raise RunnerError(f"the runner of {self._paths.agent} gave no answer to {type(request).__name__} in time") from None
         if not isinstance(answer, Done):
             raise RunnerError("the runner answered out of turn")
         return answer

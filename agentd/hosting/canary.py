@@ -1,0 +1,116 @@
+"""The pairs of a canary: drawn, committed, sent to the runner, and made into evidence when both halves have been judged."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentd.hosting.keeper import Keeper
+from agentd.records import Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Release, Role
+from agentd.release import machine
+from agentd.runners.local import LocalRunner
+
+PLANS_AHEAD = 2  # per device: the next pair is there when the last ends, and little is lost when a verdict comes
+GUARDRAILS = {
+    "deadline": "its answers came late",
+    "invalid": "an action was outside the envelope",
+    "violation": "its worker broke the protocol",
+}
+"""Reasons of an aborted episode that end the candidate's release at once, outside the statistics (DESIGN sections 7 and 8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostPair:
+    """A pair that gave no evidence."""
+
+    plan: str
+    reason: str
+
+
+class Canary:
+    """Which pairs are under way, and the halves of them that have been judged."""
+
+    def __init__(self, keeper: Keeper, lease: float) -> None:
+        self._keeper = keeper
+        self._lease = lease
+        self._open: dict[str, PairPlan] = {}
+        self._halves: dict[str, dict[Role, tuple[Episode, Feedback]]] = {}
+        self.devices: Mapping[str, bool] = {}
+        """Ready devices, and whether each can be seeded."""
+
+    def clear(self) -> None:
+        """Forget all pairs: what comes of them is an episode like any other."""
+        self._open.clear()
+        self._halves.clear()
+
+    def forget(self, plan: str) -> PairPlan | None:
+        """Forget one pair, and return it if it was under way."""
+        self._halves.pop(plan, None)
+        return self._open.pop(plan, None)
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    async def top_up(self, release: Release, runner: LocalRunner) -> None:
+        """Keep the lease alive and pairs waiting on every exposed device. The caller holds `deciding`: no pair outlives its release."""
+        await runner.renew(self._lease)
+        for device in self._exposed(release):
+            open_here = sum(plan.device == device for plan in self._open.values())
+            for _ in range(PLANS_AHEAD - open_here):
+                await self._draw(release, device, runner)
+
+    def _exposed(self, release: Release) -> tuple[str, ...]:
+        """The devices that the release may touch: the first step of the ramp, at least one, the same ones for the release's whole life."""
+        count = max(1, int(len(self.devices) * self._keeper.spec.release.ramp[0]))
+        by_chance = sorted(self.devices, key=lambda device: hashlib.sha256(f"{release.id}/{device}".encode()).digest())
+        return tuple(by_chance[:count])
+
+    async def _draw(self, release: Release, device: str, runner: LocalRunner) -> None:
+        keeper = self._keeper
+        plan = machine.draw_pair(
+            release,
+            id=keeper.new_id(),
+            device=device,
+            seed=keeper.random.getrandbits(31) if self.devices.get(device) else None,
+            flip=keeper.random.random() < 0.5,
+            at=keeper.clock.time(),
+        )
+        await keeper.commit(plan)  # committed before anything is run
+        self._open[plan.id] = plan
+        await runner.pair(plan, self._lease)
+
+    # --- evidence ----------------------------------------------------------------------------------------------------
+
+    def take(self, episode: Episode, feedback: Feedback) -> Pair | LostPair | None:
+        """Take in one half of a pair; with the other half it is evidence, or a pair to draw again."""
+        plan = self._open.get(episode.pair or "")
+        if plan is None or episode.purpose is not Purpose.PAIR:
+            return None  # of an earlier life or an ended release: an episode like any other
+        halves = self._halves.setdefault(plan.id, {})
+        halves[episode.role] = (episode, feedback)
+        if episode.outcome is Outcome.LOST and not episode.steps:
+            return LostPair(plan.id, f"the plant was lost before the first action: {episode.reason}")
+        if len(halves) < len(Role):
+            return None
+        reference, reference_feedback = halves[Role.STABLE]
+        if reference_feedback.failed and reference.outcome is not Outcome.LOST:
+            return LostPair(plan.id, reference_feedback.failed)
+        # Where only the candidate's episode could not be judged it scores the minimum: else a candidate could unmake its bad
+        # episodes by driving the plant to where feedback.py fails. So does either role's that lost the plant under way.
+        self.forget(plan.id)
+        return self._pair(plan, reference, reference_feedback, *halves[Role.CANDIDATE])
+
+    def _pair(self, plan: PairPlan, reference: Episode, expected: Feedback, candidate: Episode, found: Feedback) -> Pair:
+        aborted = candidate.outcome is Outcome.ABORTED
+        guardrail = GUARDRAILS.get(candidate.reason) if aborted else None
+        return Pair(
+            id=plan.id,
+            release=plan.release,
+            device=plan.device,
+            reference=expected.normalised,
+            candidate=found.normalised,
+            reference_aborted=reference.outcome is Outcome.ABORTED,
+            candidate_aborted=aborted,
+            guardrail=f"{guardrail}: {candidate.error.strip().splitlines()[-1][:300] if candidate.error.strip() else candidate.reason}"
+            if guardrail
+            else "",
+            at=self._keeper.clock.time(),
+        )

@@ -1,0 +1,101 @@
+"""The watch on the stable revision, and what follows from its alarm: a probe of the last good revision, or a new regime."""
+
+from agentd.hosting.improver import Improver
+from agentd.hosting.keeper import Keeper
+from agentd.hosting.releases import Releases
+from agentd.records import Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings
+from agentd.release import machine, watch
+
+COMMIT_EVERY = 10
+"""Episodes after which a watch that goes on as before is committed: a crash may cost it fewer than this."""
+
+
+class Watcher:
+    """Holds the scores of one agent's stable revision against its bound. Its methods are called by who holds `deciding`."""
+
+    def __init__(self, keeper: Keeper, releases: Releases, improver: Improver, settings: WatchSettings) -> None:
+        self._keeper = keeper
+        self._releases = releases
+        self._improver = improver
+        self._settings = settings
+        self._unsaved = 0
+
+    async def observe(self, normalised: float) -> None:
+        """The Shiryaev-Roberts watch on the stable revision, the first included."""
+        keeper = self._keeper
+        before = keeper.state.watch or watch.begin(keeper.state.stable)
+        after, alarmed = watch.observe(before, normalised, settings=self._settings)
+        here = (keeper.state.stable, keeper.state.regime)
+        # A revision that merely goes on being bad after the world changed has survived, too; it is good once the score is back.
+        if watch.survived(after, self._settings) and here not in keeper.state.good and not keeper.state.improving:
+            good = (*keeper.state.good, here)[-20:]
+            event = keeper.event(
+                "watch.good", f"{keeper.state.stable[:10]} has held {after.episodes} episodes", revision=keeper.state.stable
+            )
+            keeper.tell(*await keeper.commit(event, watch=after, last_good=keeper.state.stable, good=good))
+        elif alarmed:
+            await self._alarm(after)
+        else:
+            self._unsaved += 1
+            if self._unsaved >= COMMIT_EVERY or (before.bound is None) != (after.bound is None):
+                self._unsaved = 0
+                await keeper.commit(watch=after)
+            else:
+                keeper.amend(watch=after)
+        if keeper.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving:
+            await self._improver.start(f"an episode scored {normalised:.3f}")
+
+    async def _alarm(self, alarmed: Watch) -> None:
+        """The stable revision does worse than it did: is it the revision, or the world?"""
+        keeper = self._keeper
+        recent = alarmed.recent[-10:]
+        mean = sum(recent) / len(recent) if recent else 0.0
+        bound = alarmed.bound or 0.0
+        event = keeper.event(
+            "watch.alarm",
+            f"{keeper.state.stable[:10]} scored {mean:.3f} of late; at least {bound:.3f} was expected",
+            revision=keeper.state.stable,
+            recent=mean,
+            bound=bound,
+            episodes=alarmed.episodes,
+        )
+        keeper.tell(*await keeper.commit(event, watch=alarmed))
+        await self.answer()
+
+    async def answer(self) -> None:
+        """Do what an alarm asks for, unless it is being done: also for one that was committed just before the daemon died."""
+        keeper, releases = self._keeper, self._releases
+        state = keeper.state
+        if state.watch is None or not state.watch.alarmed or releases.probing:
+            return
+        current = releases.current
+        if current is not None and current.phase in machine.CANARY | {Phase.PAUSED}:
+            verdict = Verdict(phase=Phase.INCONCLUSIVE, reason="the stable revision raised an alarm", stage="watch")
+            await releases.finish(current, verdict)
+        if state.last_good is None or state.last_good == state.stable:
+            await self._drift("no earlier revision is known to be good", state.watch.bound or 0.0)
+        elif (await keeper.store.revision(state.last_good)).source != state.source:
+            await self._drift("the last good revision belongs to another version of the source", state.watch.bound or 0.0)
+        else:
+            await releases.probe(state.last_good)
+
+    async def release_ended(self, release: Release) -> None:
+        """A probe that did not show the last good revision to be better: then it was the world."""
+        if release.kind is ReleaseKind.PROBE and release.phase not in {Phase.PROMOTED, Phase.ABORTED}:
+            bound = self._keeper.state.watch.bound if self._keeper.state.watch else None
+            await self._drift(f"the last good revision does no better ({release.phase})", bound or 0.0)
+
+    async def _drift(self, reason: str, bound: float) -> None:
+        """The world changed: a new regime, a new watch, and the optimizer with episodes from now on only; all at once, or not at all."""
+        keeper = self._keeper
+        state = keeper.state
+        regime = state.regime + 1
+        events = [keeper.event("drift.declared", f"the world changed: {reason}", regime=regime, revision=state.stable)]
+        changes: dict[str, object] = {"regime": regime, "watch": watch.begin(state.stable), "tried": ()}
+        changes["target"] = max(bound, state.target or 0.0) if state.improving else bound
+        if keeper.spec.optimizer.trigger != "manual":
+            event, starting = self._improver.starting("drift")
+            events.append(event)
+            changes |= starting
+        keeper.tell(*await keeper.commit(*events, **changes))
+        self._improver.wake()
