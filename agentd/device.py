@@ -298,6 +298,8 @@ class Device:
                     await self._beat(client)
             except aiomqtt.MqttError:
                 self.counts["disconnected"] += 1
+            except Exception:  # noqa: BLE001 - whatever is wrong with the network's side, the plant's side goes on
+                self.counts["link_faults"] += 1
             finally:
                 self._client = None
             await asyncio.sleep(backoff(attempt, self._random))
@@ -343,7 +345,7 @@ class Device:
                 self._hear_action(content)
             elif verb == "command":
                 self._hear_command(content)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        except Exception:  # noqa: BLE001 - whatever was sent, it must not cut the connection
             self.counts["malformed"] += 1
 
     def _hear_action(self, content: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from agentd.spec import MqttSection
 MAX_DEVICES = 1000
 _HEARTBEAT = 1.0
 _PUBLISH_TIMEOUT = 2.0
+_MAX_ANSWERS = 256
 
 
 class _Status(msgspec.Struct):
@@ -75,6 +76,7 @@ class MqttEnvironment(Carrier):
         self._changes: asyncio.Queue[Change] = asyncio.Queue(4 * MAX_DEVICES)
         self._group: asyncio.TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None
+        self._answers = 0
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.create_task(self._run(), name=f"mqtt-{self._agent}")
@@ -110,33 +112,40 @@ class MqttEnvironment(Carrier):
     # --- the connection -----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            group.create_task(self._watch(), name=f"mqtt-{self._agent}-watch")
-            attempt = 0
+        """Keep the connection, whatever ends it: without one the devices have only their own fallback."""
+        attempt = 0
+        while True:
             reason = ""
-            while True:
-                try:
-                    async with self._new_client() as client:
-                        await client.subscribe(f"{self._devices_topic}/+/up/status", qos=1)
-                        for device in self._devices.values():
-                            await self._subscribe(client, device.id)
-                            device.heard()
-                        self._client = client
-                        await self._announce()
-                        await self._describe()
-                        attempt = 0
-                        self._note(Linked(connected=True))
-                        async for _ in client.messages:  # messages go to `_hear`; this only ends, by an error, with the connection
-                            pass
-                except aiomqtt.MqttError as error:
-                    reason = str(error) or type(error).__name__
-                finally:
-                    was_connected, self._client = self._client is not None, None
-                if was_connected or attempt == 0:
-                    self._note(Linked(connected=False, reason=reason))
-                await asyncio.sleep(backoff(attempt, self._random))
-                attempt += 1
+            try:
+                async with asyncio.TaskGroup() as self._group:
+                    self._group.create_task(self._watch(), name=f"mqtt-{self._agent}-watch")
+                    await self._converse()
+            except* aiomqtt.MqttError as errors:
+                reason = str(errors.exceptions[0]) or "disconnected"
+            except* Exception as errors:  # noqa: BLE001 - a fault of ours or of a library costs one connection, never control for good
+                reason = repr(errors.exceptions[0])
+                self.counters.dropped["link_faults"] += 1
+            finally:
+                was_connected, self._client = self._client is not None, None
+                self._group = None
+            attempt = 0 if was_connected else attempt + 1
+            if attempt <= 1:
+                self._note(Linked(connected=False, reason=reason))
+            await asyncio.sleep(backoff(attempt, self._random))
+
+    async def _converse(self) -> None:
+        """One connection. Raises MqttError when it ends."""
+        async with self._new_client() as client:
+            self._client = client  # before anything is heard: a device that joins now is subscribed to, and commanded, at once
+            for device in list(self._devices.values()):
+                await self._subscribe(client, device.id)
+                device.heard()
+            await client.subscribe(f"{self._devices_topic}/+/up/status", qos=1)
+            await self._announce()
+            await self._describe()
+            self._note(Linked(connected=True))
+            async for _ in client.messages:  # messages go to `_hear`; this only ends, by an error, with the connection
+                pass
 
     def _new_client(self) -> aiomqtt.Client:
         lost = json.dumps({"status": "lost", "session": self.session})
@@ -186,11 +195,17 @@ class MqttEnvironment(Carrier):
 
     def publish_soon(self, device: str, topic: str, payload: bytes) -> None:
         """Publish from where messages arrive, which can't wait."""
-        if self._group is not None and self._client is not None:
-            self._group.create_task(self._publish_quietly(device, topic, payload), name=f"mqtt-{self._agent}-answer")
+        if self._group is None or self._client is None or self._answers >= _MAX_ANSWERS:
+            self.counters.dropped["unanswered"] += 1
+            return
+        self._answers += 1
+        self._group.create_task(self._answer(device, topic, payload), name=f"mqtt-{self._agent}-answer")
 
-    async def _publish_quietly(self, device: str, topic: str, payload: bytes) -> None:
-        await self.publish(device, topic, payload)
+    async def _answer(self, device: str, topic: str, payload: bytes) -> None:
+        try:
+            await self.publish(device, topic, payload)
+        finally:
+            self._answers -= 1
 
     async def _watch(self) -> None:
         """Send the agent's heartbeats, and miss the devices': a hung process keeps its TCP connection."""
@@ -204,6 +219,8 @@ class MqttEnvironment(Carrier):
             now = self.clock.monotonic()
             for device in list(self._devices.values()):
                 if now - device.heard_at > self.settings.observation_timeout:
+                    if len(self._silent) >= MAX_DEVICES:
+                        self._silent.pop(next(iter(self._silent)))
                     self._silent[device.id] = _Status(
                         "ready", device.session, self._agent, dict(device.labels), device.encoding, device.seedable
                     )
@@ -234,7 +251,7 @@ class MqttEnvironment(Carrier):
                 device.hear(device.decode(payload, Observation))
             elif kind == "heartbeat":
                 device.heard(device.decode(payload, Heartbeat).session)
-        except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
+        except Exception:  # noqa: BLE001 - a retained message that raised would cut each new connection again
             self.counters.dropped["malformed"] += 1
 
     def _hear_status(self, name: str, payload: bytes) -> None:

@@ -104,7 +104,10 @@ class DeviceLoop:
         pairs = self._control.pairs
         try:
             for role in plan.order:
-                if not pairs.holds(plan) or self._control.paused or self._control.draining:
+                if not pairs.holds(plan) or self._control.draining:
+                    return
+                if self._control.paused:
+                    self._control.drop_pairs((plan,), "the agent was paused")
                     return
                 revision = plan.candidate if role is Role.CANDIDATE else plan.reference
                 if not await self._worker_ready(revision):

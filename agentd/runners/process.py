@@ -6,12 +6,14 @@ controls: one frame, `Done` or `Failed`, then the end of the stream. Its lock is
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,12 +38,14 @@ def main() -> None:
         os._exit(0)  # the daemon waits for this process and never has to reap the runner
     os.setsid()
     paths = RunnerPaths(Path(directory), agent)
-    answer = os.dup(1)
+    answer = _Answer(os.dup(1))
     _redirect(paths.log)
+    logging.getLogger("mqtt").setLevel(logging.CRITICAL)  # a line for each message that can't be sent would fill the log in a night
     try:
-        control(setup, paths, lambda: _say(answer, Done(request=0)))
+        control(setup, paths, lambda: answer.say(Done(request=0)))
     except* AgentdError as group:
-        _say(answer, failure(0, _first(group)))
+        traceback.print_exception(group)
+        answer.say(failure(0, _first(group)))
         raise SystemExit(1) from None
 
 
@@ -85,12 +89,22 @@ def _redirect(log: Path) -> None:
     os.close(written)
 
 
-def _say(descriptor: int, message: Record) -> None:
-    try:
-        os.write(descriptor, frame(message))
-    except BrokenPipeError:
-        sys.stderr.write("the daemon that started this runner is gone\n")
-    os.close(descriptor)
+class _Answer:
+    """The one frame that the daemon waits for."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def say(self, message: Record) -> None:
+        """Say it and hang up; what comes later goes to the log only."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            os.write(descriptor, frame(message))
+        except BrokenPipeError:
+            sys.stderr.write("the daemon that started this runner is gone\n")
+        os.close(descriptor)
 
 
 def _first(group: BaseExceptionGroup[AgentdError]) -> AgentdError:

@@ -28,6 +28,8 @@ from agentd.spec import AgentSpec
 REPORT_INTERVAL = 1.0
 DRAIN_TIMEOUT = 10.0
 HANDOVER_TIMEOUT = 2.0
+MAX_GONE = 1000
+"""How many devices that are gone are remembered."""
 _CUT_TIMEOUT = 6.0
 
 
@@ -118,7 +120,8 @@ class Runner:
                         id=device.id, status="ready", seedable=device.seedable, labels=dict(device.labels)
                     )
                     before = self._loops.get(device.id)
-                    self._loops[device.id] = self._group.create_task(self._loop(device, before), name=f"loop-{device.id}")
+                    self._loops[device.id] = loop = self._group.create_task(self._loop(device, before), name=f"loop-{device.id}")
+                    loop.add_done_callback(self._forget_loop)
                     self._control.happened("device.joined", f"device {device.id} joined", device=device.id)
                     self._tell_devices()
                 case Left(device=name, reason=reason):
@@ -133,7 +136,13 @@ class Runner:
                 case Linked(reason=reason):
                     self._control.happened("broker.disconnected", f"the broker is out of reach: {reason}", reason=reason)
 
+    def _forget_loop(self, loop: "asyncio.Task[None]") -> None:
+        self._loops = {name: running for name, running in self._loops.items() if running is not loop}
+
     def _tell_devices(self) -> None:
+        gone = [name for name, state in self._states.items() if state.status != "ready"]
+        for name in gone[: max(0, len(gone) - MAX_GONE)]:
+            del self._states[name]  # a broker that anybody may write to must not fill the memory with names
         self._spool.tell(messages.DevicesChanged(devices=tuple(self._states.values())))
 
     async def _loop(self, device: Device, before: "asyncio.Task[None] | None") -> None:

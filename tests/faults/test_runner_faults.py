@@ -182,6 +182,21 @@ async def test_a_worker_that_is_killed_costs_one_safe_tick_and_stable_recovers(r
     await daemon.aclose()
 
 
+async def test_a_killed_zygote_is_started_again_and_stable_with_it(runners, mqtt_spec, mosquitto, plant, make_program, until):
+    import psutil
+
+    daemon = await serve(runners, mqtt_spec(), mosquitto, make_program(BALANCE))
+    await until(lambda: of(daemon, outcome=Outcome.FINISHED))
+    zygote = psutil.Process(daemon.runner.pid).children()[0]
+    zygote.kill()
+    known = len(of(daemon, outcome=Outcome.FINISHED))
+    await until(lambda: len(of(daemon, outcome=Outcome.FINISHED)) > known + 1)
+    assert {"worker.died", "worker.zygote_died"} <= daemon.kinds()
+    plant.prove()
+    assert plant.sources["fallback"] == 0
+    await daemon.aclose()
+
+
 def policy_worker(runner: int) -> int:
     """The youngest process below the runner: the zygote's last fork."""
     import psutil

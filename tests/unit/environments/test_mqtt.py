@@ -56,7 +56,7 @@ async def arm(mosquitto):
 
 
 @pytest.fixture
-async def environment(mosquitto, make_spec):
+def make_agent(mosquitto, make_spec):
     tables = {
         "kind": "mqtt",
         "mqtt": {"observation_timeout": 1.0, "max_payload": 2000},
@@ -64,10 +64,17 @@ async def environment(mosquitto, make_spec):
         "action_space": {"discrete": 2},
         "safe_action": {"value": 0},
     }
-    made = make_environment(
-        make_spec(environment=tables), session="agent-1", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1)
-    )
-    async with made:
+
+    def make():
+        spec = make_spec(environment=tables)
+        return make_environment(spec, session="agent-1", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1))
+
+    return make
+
+
+@pytest.fixture
+async def environment(make_agent):
+    async with make_agent() as made:
         yield made
 
 
@@ -110,6 +117,17 @@ async def test_an_action_names_session_episode_step_revision_and_whether_it_is_s
     await arm.see("e1", 1, reward=1.0, info={"note": "x"})
     transition = await stepping
     assert (transition.tick, transition.reward, transition.info) == (1, 1.0, {"note": "x"})
+
+
+async def test_a_device_that_was_there_before_the_agent_can_be_driven_at_once(make_agent, arm):
+    await arm.status()
+    for number in range(5):
+        async with make_agent() as agent:
+            device = (await change(agent, Joined)).device
+            resetting = asyncio.create_task(device.reset(f"e{number}", None, 10))
+            assert (await arm.next("command"))["episode"] == f"e{number}"
+            await arm.see(f"e{number}", 0)
+            assert (await resetting).tick == 0
 
 
 async def test_repeated_and_reordered_observations_are_dropped_and_counted(environment, arm):

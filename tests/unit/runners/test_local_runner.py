@@ -52,6 +52,23 @@ HANGS_AT_TICK_3 = """
                 pass
             return self.tick % 2
 """
+WRONG_AT_TICK_3 = """
+    class Controller:
+        def reset(self, seed):
+            self.tick = 0
+
+        def act(self, observation):
+            self.tick += 1
+            return 99 if self.tick == 4 else self.tick % 2
+"""
+SLOW = """
+    class Controller:
+        def reset(self, seed):
+            print("slowly")
+
+        def act(self, observation):
+            return sum(0.0 for _ in range(200_000))
+"""
 RAISES_IN_RESET = """
     class Controller:
         def reset(self, seed):
@@ -224,6 +241,46 @@ async def test_a_stable_revision_with_invalid_actions_is_answered_for_and_goes_o
     assert finished.outcome is Outcome.FINISHED
     assert {step.safe for step in finished.steps} == {"invalid"}
     assert "5 is not one of 0..1" in finished.error
+
+
+async def test_a_latched_safe_action_stays_to_the_end_of_the_episode(runners, make_spec, make_program):
+    environment = {"kind": "gymnasium", "id": "CartPole-v1", "max_steps": 50, "safe_action": {"value": 1, "recovery": "latch"}}
+    runner = await served(runners, make_spec(environment=environment), make_program(WRONG_AT_TICK_3))
+    finished = await episode(runner)
+    assert [step.safe for step in finished.steps[:5]] == [None, None, None, "invalid", "latched"]
+    assert {step.safe for step in finished.steps[4:]} == {"latched"}
+    assert {step.action for step in finished.steps[3:]} == {1}
+
+
+async def test_without_a_latch_the_policy_goes_on_at_the_next_tick(runners, make_spec, make_program):
+    runner = await served(runners, make_spec(), make_program(WRONG_AT_TICK_3))
+    finished = await episode(runner)
+    assert [step.safe for step in finished.steps[:6]] == [None, None, None, "invalid", None, None]
+
+
+async def test_a_pair_that_is_paused_in_the_middle_is_dropped_by_name(runners, make_spec, make_program):
+    program, candidate = make_program(SLOW), make_program(ANSWERS.format(answer=1))
+    environment = {"kind": "gymnasium", "id": "Pendulum-v1", "max_steps": 500, "episode_interval": 3600.0}
+    runner = await served(runners, make_spec(environment=environment), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1], order=(Role.STABLE, Role.CANDIDATE)), 60.0)
+    await told(runner, Log)  # the first half has begun
+    await runner.pause()
+    dropped = await event(runner, "runner.pair_dropped")
+    assert dropped.data["pair"] == "pair-1"
+
+
+async def test_a_rest_between_episodes_is_kept_but_no_pair_waits_for_it(runners, make_spec, make_program):
+    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=1))
+    environment = {"kind": "gymnasium", "id": "CartPole-v1", "max_steps": 10, "episode_interval": 3600.0}
+    runner = await served(runners, make_spec(environment=environment), program)
+    await runner.load(*candidate)
+    await runner.pair(plan(program[1], candidate[1]), 60.0)
+    halves = [await episode(runner) for _ in range(2)]
+    assert {half.purpose for half in halves} == {Purpose.PAIR}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await episode(runner)
 
 
 async def test_a_policy_that_can_not_even_begin_scores_an_aborted_episode_without_steps(runners, make_spec, make_program):
