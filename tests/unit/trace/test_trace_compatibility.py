@@ -1,0 +1,169 @@
+"""Programs written for Trace run after changing their imports; the examples of the documentation run as they stand."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trace-compatibility.md").read_text(), re.DOTALL)
+
+
+def run(tmp_path, source):
+    path = tmp_path / "program.py"
+    path.write_text(source)
+    return runpy.run_path(str(path))
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_documentation_run(tmp_path, number):
+    run(tmp_path, EXAMPLES[number])
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
+
+
+PROGRAMS = {
+    "a prompt and a bundle": """
+import opto.trace as trace
+from opto.trace import bundle, node, GRAPH
+
+GRAPH.clear()
+prompt = node("You are helpful.", trainable=True, description="[system] the prompt", constraint="one sentence")
+
+@bundle(description="[answer] Answers a question.")
+def answer(system, question):
+    return f"{system} {question}"
+
+reply = answer(prompt, "Why?")
+assert reply.data == "You are helpful. Why?"
+assert isinstance(reply, trace.Node)
+reply.backward(feedback="be brief", visualize=False)
+feedback = [item for items in prompt.feedback.values() for item in items][0]
+assert feedback.user_feedback == "be brief"
+assert [item.py_name for level, item in feedback.graph][0] == prompt.py_name
+""",
+    "recovering from an error with feedback": '''
+from opto.trace import bundle, node, ExecutionError
+from opto.trace.nodes import ExceptionNode
+from opto.trace.bundle import FunModule
+
+@bundle(trainable=True)
+def pick(items):
+    """Picks one."""
+    return items[5]
+
+assert isinstance(pick, FunModule)
+try:
+    target = pick(node([1, 2, 3]))
+    feedback = "fine"
+except ExecutionError as error:
+    target = error.exception_node
+    feedback = target.create_feedback("full")
+assert isinstance(target, ExceptionNode)
+assert "items[5]" in feedback
+target.backward(feedback)
+assert pick.parameter.feedback
+assert "<--" in str(target.info["error_comment"])
+''',
+    "modules within modules": """
+from opto.trace import Module, bundle, model, node
+from opto.trace.containers import Seq, Map
+from opto.trace.nodes import ParameterNode
+
+class Layer(Module):
+    def __init__(self, weight):
+        self.weight = node(weight, trainable=True)
+    def forward(self, x):
+        return x * self.weight
+
+@model
+class Net:
+    def __init__(self):
+        self.layers = Seq(Layer(2), Layer(3))
+        self.named = Map({"bias": node(1, trainable=True)})
+    @bundle()
+    def add(self, x, y):
+        return x + y
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.add(x, self.named["bias"])
+
+net = Net()
+out = net(node(5))
+assert out.data == 31
+assert len(net.parameters()) == 3
+assert all(isinstance(p, ParameterNode) for p in net.parameters())
+out.backward("x")
+assert all(p.feedback for p in net.parameters())
+""",
+    "propagators": """
+from opto.trace import node
+from opto.trace.propagators import GraphPropagator, Propagator, SumPropagator, TraceGraph
+from opto.trace.utils import sum_feedback, contain
+
+x = node(2.0, trainable=True)
+y = x * 3.0
+propagator = SumPropagator()
+propagator.register("multiply", lambda child: {p: 3.0 * sum(sum(v) for v in child.feedback.values()) for p in child.parents})
+y.backward(1.0, propagator=propagator, retain_graph=True)
+assert sum_feedback([x]) == 3.0
+x.zero_feedback()
+y.backward("words", propagator=GraphPropagator())
+assert isinstance(sum_feedback([x]), TraceGraph)
+assert contain(y.parents, x)
+
+class Count(Propagator):
+    def init_feedback(self, node, feedback):
+        return feedback
+    def _propagate(self, child):
+        return {parent: 1 + max(max(v) for v in child.feedback.values()) for parent in child.parents}
+
+w = node(1, trainable=True)
+((w + 1) * 2 - 3).backward(0, propagator=Count())
+assert sum_feedback([w]) == 3
+""",
+    "async bundles": """
+import asyncio
+from opto.trace import bundle, node
+
+@bundle()
+async def ask(question):
+    await asyncio.sleep(0)
+    return question.upper()
+
+async def main():
+    return await asyncio.gather(*(ask(node(word)) for word in ("a", "b")))
+
+first, second = asyncio.run(main())
+assert (first.data, second.data) == ("A", "B")
+""",
+    "strings, containers and iteration": """
+import opto.trace.operators as ops
+from opto.trace import node
+from opto.trace.iterators import iterate
+
+words = node("b,a").split(",")
+assert [w.data for w in iterate(words)] == ["b", "a"]
+table = node({"k": [1, 2]})
+for key, value in table.items():
+    assert key.data == "k" and value[0].data == 1
+assert ops.list_sort(words).data == ["a", "b"]
+assert ops.join(node("-"), *words).data == "b-a"
+first, second = words
+assert (first + second).data == "ba"
+assert node("{}!").format(first).data == "b!"
+if first == "b" and not node(0):
+    pass
+else:
+    raise AssertionError
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_of_trace_runs_with_its_imports_changed(tmp_path, name):
+    run(tmp_path, PROGRAMS[name].replace("opto.trace", "agentd.trace").replace("opto.optimizers", "agentd.opto"))
