@@ -189,12 +189,16 @@ def load_settings(config: Path | None = None, **arguments: Any) -> DaemonSetting
 
 
 def _relative_to(path: Path | None, file: Mapping[str, Any]) -> dict[str, Any]:
+    """`file` with its paths made absolute, that of an SQLite store included."""
     folder = Path.cwd() if path is None else path.absolute().parent
-    directories = {"agents", "state_directory"}
-    return {
-        key: str(folder / Path(value).expanduser()) if key in directories and isinstance(value, str) else value
-        for key, value in file.items()
-    }
+    made = dict(file)
+    for key in ("agents", "state_directory"):
+        if isinstance(made.get(key), str):
+            made[key] = str(folder / Path(made[key]).expanduser())
+    scheme, separator, database = str(made.get("store_url", "")).partition(":///")
+    if separator and scheme.split("+")[0] == "sqlite" and not database.startswith("/"):
+        made["store_url"] = f"{scheme}:///{folder / database}"
+    return made
 
 
 def _blame(mistake: Mistake, given: Mapping[str, Any], environment: Mapping[str, Any]) -> Mistake:

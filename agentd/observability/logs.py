@@ -14,6 +14,8 @@ from agentd.settings import DaemonSettings
 _SECRET_KEY = re.compile(r"(?i)(api[_-]?key|token|password|passwd|secret|authorization|cookie)$")
 _SECRET_TEXT = re.compile(r"(?i)(?:\b(?:sk|pk|ghp|xox[abp])[-_][A-Za-z0-9_-]{12,}|(?<=bearer )\S+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@))")
 MASK = "***"
+CHATTY = ("LiteLLM", "aiosqlite", "alembic", "amqtt", "httpcore", "httpx", "transitions", "uvicorn")
+"""Libraries whose small talk is left out."""
 
 
 class SecretMask:
@@ -84,5 +86,5 @@ def configure_logging(settings: DaemonSettings, stream: TextIO | None = None) ->
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for chatty in ("httpx", "httpcore", "LiteLLM", "uvicorn.access", "aiosqlite", "amqtt", "transitions"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

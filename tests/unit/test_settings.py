@@ -48,6 +48,15 @@ def test_paths_in_a_file_are_relative_to_the_file(tmp_path) -> None:
     assert settings.state_directory.resolve() == tmp_path / "state"
 
 
+def test_an_sqlite_store_in_a_file_is_relative_to_the_file_too(tmp_path) -> None:
+    for url, expected in (
+        ("sqlite:///data.db", f"sqlite:///{tmp_path}/etc/data.db"),
+        ("sqlite:////var/data.db", "sqlite:////var/data.db"),
+        ("postgresql://db/agentd", "postgresql://db/agentd"),
+    ):
+        assert load_settings(write(tmp_path / "etc" / "agentd.toml", f'store_url = "{url}"\n')).store_url == expected
+
+
 def test_the_file_is_named_or_in_the_environment_or_here(tmp_path, monkeypatch) -> None:
     write(tmp_path / "work" / "agentd.toml", "http_port = 1\n")
     assert load_settings().http_port == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agentd.observability.logs import MASK, configure_logging
+from agentd.observability.logs import CHATTY, MASK, configure_logging
 from agentd.observability.systemd import notify
 from agentd.settings import load_settings
 
@@ -23,10 +23,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TEST_KEY", KEY)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
-    levels = {
-        name: logging.getLogger(name).level
-        for name in ("httpx", "httpcore", "LiteLLM", "uvicorn.access", "aiosqlite", "amqtt", "transitions")
-    }
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
 
     def configure(form: str, log_level: str = "info") -> io.StringIO:
         stream = io.StringIO()
@@ -61,6 +58,13 @@ def test_the_standard_librarys_records_take_the_same_way(logged) -> None:
     logging.getLogger("some.library").warning("slow by %d ms", 7)
     [entry] = entries(stream)
     assert (entry["event"], entry["logger"]) == ("slow by 7 ms", "some.library")
+
+
+def test_the_small_talk_of_libraries_is_left_out_and_their_warnings_are_not(logged) -> None:
+    stream = logged("json")
+    logging.getLogger("alembic.runtime").info("setup plugin")
+    logging.getLogger("alembic.runtime").warning("odd")
+    assert [entry["event"] for entry in entries(stream)] == ["odd"]
 
 
 def test_what_is_below_the_level_is_left_out(logged) -> None:
