@@ -138,6 +138,7 @@ class Demo:
             await self._broken(robot)
             await self._recover(client)
             await self._attack(client)
+            await self._until("the events of all releases have come", self._all_told, 20.0)
         except (AgentdError, TimeoutError) as error:
             return str(error) or "a stage took too long"
         finally:
@@ -208,6 +209,11 @@ class Demo:
                         await asyncio.wait_for(self._changed.wait(), 0.5)
         except TimeoutError:
             raise DemoError(f"waited {timeout:.0f} s in vain for this: {what}") from None
+
+    async def _all_told(self) -> bool:
+        """The stream of events is a little behind the API's answers."""
+        told = {attempt.release: attempt.verdict for attempt in self._story.attempts.values()}
+        return all(told.values()) and all(told.get(bad.release) == bad.verdict for bad in self._story.bad)
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
@@ -283,6 +289,7 @@ class Demo:
         await self._until(f"the revision that {bad.name} is stopped", ended)
         final = await client.release(bad.release)
         stable = (await client.agent(AGENT))["state"]["stable"]
+        bad.verdict = final["phase"]
         bad.stopped = stable == good and (final["phase"] == "rolled_back") == force and final["phase"] != "promoted"
         bad.how = f"{final['phase']} by {final.get('stage') or 'the operator'}: {final.get('reason', '')}"
 

@@ -38,6 +38,7 @@ class Bad:
 
     name: str
     release: str = ""
+    verdict: str = ""
     stopped: bool = False
     how: str = ""
 
