@@ -6,8 +6,12 @@ There is no stop word: a reply without values is an error that says so. A value 
 """
 
 import ast
+import io
+import itertools
 import json
 import re
+import tokenize
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +49,9 @@ def parse_reply(text: str, parameters: Sequence[Parameter], *, cut_off: bool = F
     if tagged is not None:
         return tagged
     problems = ["the reply has no JSON object and no <value> tags"]
-    for candidate, complete in _candidates(text):
-        found = _object(candidate, complete=complete and not cut_off)
-        if found is None:
-            continue
+    for candidate, found, repaired in _objects(text, cut_off=cut_off):
         try:
-            return _suggestion(*found, parameters, text)
+            return _suggestion(found, parameters, candidate, repaired=repaired)
         except DecodingError as error:
             problems.append(error.problems.get("", str(error)))
             if any(path for path in error.problems):
@@ -84,7 +85,8 @@ def _from_tag(content: str, kind: Kind | None) -> Value:
 
 def _candidates(text: str) -> Iterator[tuple[str, bool]]:
     """Parts of the text that may be the object, the likeliest first, and whether each is whole."""
-    stripped = text.strip()
+    stripped = text.strip().removeprefix("\ufeff")
+    yield stripped, stripped.endswith("}")
     if stripped.startswith("{"):
         end = _end_of_object(stripped)
         yield (stripped[:end], True) if end else (stripped, False)
@@ -93,6 +95,8 @@ def _candidates(text: str) -> Iterator[tuple[str, bool]]:
         if block.lstrip().startswith("{"):
             yield block.strip(), block.rstrip().endswith("}")
     for match in re.finditer(r"\{", text):
+        if text[: match.start()].rstrip().endswith((":", ",", "[")) and match.start() > text.find("{"):
+            continue  # a part of another object
         rest = text[match.start() :]
         end = _end_of_object(rest)
         if end:
@@ -104,7 +108,8 @@ def _candidates(text: str) -> Iterator[tuple[str, bool]]:
 
 def _end_of_object(text: str) -> int:
     """The length of the object that `text` begins with, by its double-quoted strings and braces; 0 where it does not end."""
-    depth, inside, escaped = 0, False, False
+    closing: list[str] = []
+    inside = escaped = False
     for index, character in enumerate(text):
         if escaped:
             escaped = False
@@ -114,29 +119,63 @@ def _end_of_object(text: str) -> int:
         elif character == '"':
             inside = True
         elif character in "{[":
-            depth += 1
+            closing.append("}" if character == "{" else "]")
         elif character in "}]":
-            depth -= 1
-            if depth == 0:
+            if closing.pop() != character:
+                return 0
+            if not closing:
                 return index + 1
     return 0
 
 
-def _object(text: str, *, complete: bool) -> tuple[dict[str, Any], bool] | None:
-    """The mapping that `text` means, by the strictest reader that can read it, and whether it had to be repaired."""
+def _objects(text: str, *, cut_off: bool) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """The objects that the text may mean, each with its text and whether it had to be repaired; what needs no repair comes first."""
+    candidates = list(dict.fromkeys(_candidates(text)))
+    for candidate, _ in candidates:
+        found = _strictly_read(candidate)
+        if found is not None:
+            yield candidate, found, False
+    for candidate, complete in candidates:
+        found = _repaired(candidate, complete=complete and not cut_off)
+        if found is not None:
+            yield candidate, found, True
+
+
+def _strictly_read(text: str) -> dict[str, Any] | None:
+    """The mapping that `text` is in JSON, in JSON with raw newlines inside strings, or as a Python literal."""
     readers: tuple[Callable[[str], Any], ...] = (
-        json.loads,
-        lambda text: json.loads(text, strict=False),  # raw newlines and tabs inside strings
-        ast.literal_eval,  # a Python dict: single quotes, True, None, triple quotes
+        lambda text: json.loads(text, object_pairs_hook=_without_repetition),
+        lambda text: json.loads(text, object_pairs_hook=_without_repetition, strict=False),
+        _literal,
     )
     for read in readers:
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, tokenize.TokenError):
             continue
-        return (found, False) if isinstance(found, dict) and all(isinstance(key, str) for key in found) else None
-    found = _repaired(text, complete=complete)
-    return None if found is None else (found, True)
+        return found if isinstance(found, dict) and all(isinstance(key, str) for key in found) else None
+    return None
+
+
+def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that comes twice is the trace of a quote that was not escaped."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _literal(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd escape in somebody's text is not our warning
+        tree = ast.parse(text, mode="eval")
+        words = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(words):
+        raise ValueError("two strings in a row: a quote was not escaped")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _without_repetition([(ast.dump(key), None) for key in node.keys if key is not None])
+    return ast.literal_eval(tree)
 
 
 def _repaired(text: str, *, complete: bool) -> dict[str, Any] | None:
@@ -171,7 +210,7 @@ def _ends_inside_string(text: str) -> bool:
     return inside
 
 
-def _suggestion(found: Mapping[str, Any], repaired: bool, parameters: Sequence[Parameter], text: str) -> ParsedReply:
+def _suggestion(found: Mapping[str, Any], parameters: Sequence[Parameter], text: str, *, repaired: bool) -> ParsedReply:
     paths = {parameter.path for parameter in parameters}
     reasoning = found.get("reasoning", "")
     holder: Any = None
@@ -190,7 +229,7 @@ def _suggestion(found: Mapping[str, Any], repaired: bool, parameters: Sequence[P
     cut = [path for path, value in values.items() if _CUT in path or _has_cut(value)]
     if cut:
         raise DecodingError({path.replace(_CUT, ""): "the reply breaks off inside this value" for path in cut}, text[-EXCERPT:])
-    unfaithful = [path for path, value in values.items() if repaired and not _is_said(value, text)]
+    unfaithful = [path for path, value in values.items() if repaired and not _is_said(path, value, text)]
     if unfaithful:
         what = "the JSON string is not escaped, so its end can't be told: escape quotes as \\\" and newlines as \\n"
         raise DecodingError(dict.fromkeys(unfaithful, what), text[:EXCERPT])
@@ -250,14 +289,20 @@ def _has_cut(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_cut, value))
 
 
-def _is_said(value: Any, text: str) -> bool:
-    """Whether a string stands in the reply as a whole: escaped or raw, quoted, and followed by what may follow a value.
+def _is_said(path: str, value: Any, text: str) -> bool:
+    """Whether a string stands in the reply as a whole: once, after its key, escaped or raw, quoted, followed by what may follow a value.
 
-    A reader that repairs may end a string at a quote inside it; then what follows is neither a comma with a key nor the end.
+    A reader that repairs may begin a string after a quote or end it at a quote inside it; then something else stands around it.
     """
     if not isinstance(value, str):
         return True
-    after = r"""\s*(?:,?\s*(?:[}\]]|["'`]?[\w. ]+["'`]?\s*:)|,?\s*$|,?\s*```)"""
+    name = re.escape(path.rpartition(".")[2])
+    if len(re.findall(rf"""{name}["'`\s]*:""", text)) > 1:
+        return False
+    key = r"""["'`]?[\w. ]+["'`]?\s*:"""
+    after = rf"""\s*(?:,\s*{key}|,?\s*[}}\]][\s}}\],]*(?:{key}|[^"'{{}}]*$)|,?\s*$)"""
     forms = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], value, value.strip(), repr(value)[1:-1]}
     forms |= {form.replace('\\"', '"') for form in forms} | {form.replace("'", "\\'") for form in forms}
-    return any(re.search(rf"""(?:["'`]|\A|:\s*){re.escape(form)}["'`]{{0,3}}{after}""", text) for form in forms)
+    return any(
+        re.search(rf"""(?:{name}|value)["'`\s]*:\s*(?P<quote>\"{{3}}|["'`]?){re.escape(form)}(?P=quote){after}""", text) for form in forms
+    )

@@ -72,3 +72,32 @@ def test_a_cut_reply_never_gives_part_of_a_value(cut, value):
 def test_no_reply_makes_the_parser_fail_otherwise(text):
     with contextlib.suppress(DecodingError):
         parse_reply(text, SEVERAL)
+
+
+PIECES = st.lists(
+    st.sampled_from(['"', "'", ",", ":", "{", "}", "[", "]", "\\", "\n", "```", "//x", " #", "word ", '", "b": "', "</value>", "é"]),
+    max_size=8,
+)
+THREE = (
+    Parameter(path="a", kind=Kind.TEXT, default="one"),
+    Parameter(path="b", kind=Kind.TEXT, default="two"),
+    Parameter(path="n", kind=Kind.NUMBER, default=1.0),
+)
+
+
+@given(a=PIECES, b=PIECES, form=st.sampled_from(["json", "raw newlines", "trailing comma", "cut", "python"]), cut=st.floats(0.1, 0.99))
+def test_whatever_the_values_hold_none_comes_back_as_another(a, b, form, cut):
+    values = {"a": "".join(a), "b": "".join(b), "n": 2.5}
+    whole = json.dumps({"reasoning": "".join(b), "suggestion": values})
+    reply = {
+        "raw newlines": whole.replace("\\n", "\n") if "\\" not in values["a"] + values["b"] else whole,
+        "trailing comma": whole[:-2] + ",}}",
+        "cut": whole[: int(cut * len(whole))],
+        "python": str({"reasoning": "r", "suggestion": values}),
+    }.get(form, whole)
+    try:
+        found = read(reply, THREE)
+    except DecodingError:
+        assert form in ("trailing comma", "cut")
+    else:
+        assert found.items() <= values.items()
