@@ -179,9 +179,13 @@ class _Exporter:
         return len(self._nodes) - 1
 
     def _name(self, base: str) -> str:
+        joint = "_" if base[-1:].isdigit() else ""
         number = self._counts.get(base, 0)
+        while (name := f"{base}{joint}{number}") in self._names:  # a parameter may be called so
+            number += 1
         self._counts[base] = number + 1
-        return f"{base}_{number}" if base[-1:].isdigit() else f"{base}{number}"
+        self._names.add(name)
+        return name
 
     def _root(self, node: Node) -> int:
         extra = node._extra

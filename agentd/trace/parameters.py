@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agentd.records import Parameter
 
 _MAX_DEPTH = 32
+_SCALARS = frozenset({float, int, str, bool, type(None), bytes, complex})
 
 
 def find_parameters(program: object) -> dict[str, ParameterNode]:
@@ -89,14 +90,16 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: C901 - a bran
                 yield name, getattr(value, name)
 
 
-def _worth_a_look(item: Any) -> bool:
+def _worth_a_look(item: Any, depth: int = 6) -> bool:
     """Whether parameters may be in it: plain objects count only where they hold nodes or bundles themselves."""
+    if type(item) in _SCALARS or depth == 0:  # a long list of numbers is passed over quickly, a list within itself comes to an end
+        return False
     if isinstance(item, Node | ParameterContainer):
         return True
     if isinstance(item, list | tuple):
-        return any(_worth_a_look(part) for part in item)
+        return any(_worth_a_look(part, depth - 1) for part in item)
     if isinstance(item, dict):
-        return any(_worth_a_look(part) or isinstance(key, Node) for key, part in item.items())
+        return any(_worth_a_look(part, depth - 1) or isinstance(key, Node) for key, part in item.items())
     held = getattr(item, "__dict__", None)
     if not isinstance(held, dict) or isinstance(item, type) or callable(getattr(item, "__get__", None)):
         return False
@@ -153,10 +156,13 @@ def _words(parameter: ParameterNode) -> str:
     return ""
 
 
-def plain(value: Any, path: str = "") -> Any:
+def plain(value: Any, path: str = "") -> Any:  # noqa: PLR0911 - a case per kind of value
     """`value` as a plain one: tuples, sets and arrays become lists. Raises TraceError for what has no plain form."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)  # subclasses, such as numpy's floats and enums, become what they extend
     if isinstance(value, Node):
         return plain(value._data, path)
     if isinstance(value, list | tuple):

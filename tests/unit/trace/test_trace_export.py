@@ -272,3 +272,15 @@ def test_any_value_survives_the_round_trip_as_it_was_summarised(value):
     frozen = export(graph, made, Limits(text=20, items=3, depth=3))
     assert from_bytes(to_bytes(frozen)) == frozen
     assert from_json(to_json(frozen)) == frozen
+
+
+def test_a_parameter_named_like_a_result_keeps_its_name_and_the_result_gets_another():
+    class Program:
+        def __init__(self):
+            self.add0 = node(1, trainable=True)
+
+    program = Program()
+    find_parameters(program)
+    for made in (program.add0 + 1, (node(5) + 1) * program.add0):
+        names = [other.name for other in export([], made).nodes]
+        assert len(set(names)) == len(names)

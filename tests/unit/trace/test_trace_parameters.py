@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentd.errors import TraceError
-from agentd.records import Kind
+from agentd.records import Kind, make_revision
 from agentd.trace import ExecutionError, Map, Module, NodeContainer, ParameterContainer, Seq, apply_op, bundle, model, node, operators
 from agentd.trace.parameters import assign, describe, find_parameters
 
@@ -408,3 +408,21 @@ def test_apply_op_goes_through_containers():
         apply_op(operators.add, [None], [x, y], [x, y])
     with pytest.raises(TraceError, match="not a tuple"):
         apply_op(operators.add, [None], (x,), [y])
+
+
+def test_lists_within_themselves_and_long_ones_are_looked_through():
+    class Odd:
+        def __init__(self):
+            self.loop = []
+            self.loop.append(self.loop)
+            self.many = [0.5] * 500_000
+            self.table = {"rows": [[1.0] * 10] * 10}
+            self.w = node(1, trainable=True)
+
+    assert list(find_parameters(Odd())) == ["w"]
+
+
+def test_values_of_subclasses_are_described_as_what_they_extend():
+    described = describe("x", node(np.float64(0.5), trainable=True))
+    assert type(described.default) is float
+    assert make_revision("a", "s", {"x": described.default}).values == {"x": 0.5}
