@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,50 @@ from agentd.ready import find
 from agentd.runners.paths import RunnerPaths, lock_holder
 
 
+def edited(**values: Any) -> Callable[[str], str]:
+    """Sets values in an agent.toml: `edited(release__max_pairs=5)` is `[release] max_pairs = 5`."""
+
+    def edit(text: str) -> str:
+        for path, value in values.items():
+            *sections, key = path.split("__")
+            header, line = f"[{'.'.join(sections)}]", f"{key} = {_toml(value)}"
+            if header not in text:
+                text += f"\n{header}\n"
+            before, found, after = text.partition(header)
+            section, bracket, rest = after.partition("\n[")
+            section = re.sub(rf"^{key} = .*\n", "", section, flags=re.MULTILINE)
+            name, newline, keys = section.partition("\n")
+            text = before + found + name + newline + line + "\n" + keys + bracket + rest
+        return text
+
+    return edit
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
+def quick(**values: Any) -> Callable[[str], str]:
+    """A cartpole whose episodes are short and whose watch makes up its mind soon; and further values, as for `edited`."""
+    short = {
+        "environment__max_steps": 40,
+        "watch__burn_in": 6,
+        "watch__good_after": 8,
+        "watch__alarm_every": 1e3,
+        "optimizer__trigger": "manual",
+        # the tests share their cores with others: what is late by our own scheduling must not decide them
+        "environment__mqtt__deadline_ms": 200,
+    }
+    return edited(**short | values)
+
+
+def mirrored(code: str) -> str:
+    """The cart-pole's law for a motor that is wired the other way round."""
+    return code.replace("int(lean > 0.0)", "int(lean < 0.0)")
+
+
 class Robot:
     """A CartPole behind MQTT in a process of its own, with its own record of every action that it applied."""
 
@@ -33,7 +78,31 @@ class Robot:
         assert answer.decode().strip() == f"changed {name}"
 
     def applied(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+        if not self._log.exists():
+            return []
+        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def since(self, known: int) -> list[dict[str, Any]]:
+        """What it applied after the first `known` ticks."""
+        return self.applied()[known:]
+
+    def prove(self) -> None:
+        """Within each episode no tick is without its one action: the robot's own log is the witness."""
+        applied = self.applied()
+        assert applied
+        episodes: dict[str, list[dict[str, Any]]] = {}
+        for line in applied:
+            episodes.setdefault(line["episode"], []).append(line)
+        for name, lines in episodes.items():
+            assert [line["step"] for line in lines] == list(range(len(lines))), name
+            assert all(line["action"] in (0, 1) for line in lines), name
+
+    def revisions(self, known: int = 0) -> set[str]:
+        """The revisions whose actions it applied after the first `known` ticks."""
+        return {line["revision"] for line in self.since(known) if line["source"] == "action"}
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
 
     def sources(self) -> Counter:
         return Counter(action["source"] for action in self.applied())
@@ -50,6 +119,7 @@ class Hosted:
         self.agents.mkdir()
         self.daemon: asyncio.subprocess.Process | None = None
         self.client: Client
+        self._clients: list[Client] = []
         self._children: list[asyncio.subprocess.Process] = []
 
     def add_agent(
@@ -78,7 +148,7 @@ class Hosted:
         self._children.append(process)
         return Robot(process, log)
 
-    async def start(self, *, wait: bool = True, **settings: Any) -> None:
+    async def start(self, *, wait: bool = True, environment: dict[str, str] | None = None, **settings: Any) -> None:
         """Start the daemon, and wait until its API answers."""
         lines = {
             "agents": str(self.agents),
@@ -92,7 +162,10 @@ class Hosted:
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
         with (self.folder / "daemon.log").open("ab") as log:
             self.daemon = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "agentd", "run", "--config", str(config)), stdout=log, stderr=log
+                *(sys.executable, "-m", "agentd", "run", "--config", str(config)),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), *sys.path]), **(environment or {})},
             )
         if wait:
             await self.connect()
@@ -105,10 +178,9 @@ class Hosted:
             assert self.daemon.returncode is None, self.log()
             with contextlib.suppress(AgentdError):
                 client = Client.from_state(self.state)
-                if (await client.status())["pid"] == self.daemon.pid:
-                    self.client = client
-                    return True
-                await client.aclose()
+                self._clients.append(client)
+                self.client = client
+                return (await client.status())["pid"] == self.daemon.pid
             return False
 
         await self.until(answers)
@@ -116,14 +188,12 @@ class Hosted:
     async def stop(self) -> int:
         """SIGTERM, and the exit code."""
         assert self.daemon is not None
-        await self.client.aclose()
         self.daemon.terminate()
         return await asyncio.wait_for(self.daemon.wait(), 30)
 
     async def kill(self) -> None:
         """SIGKILL: the runners live on."""
         assert self.daemon is not None
-        await self.client.aclose()
         self.daemon.kill()
         await self.daemon.wait()
 
@@ -160,6 +230,33 @@ class Hosted:
 
         return await self.until(good)
 
+    async def until_scored(self, count: int, agent: str = "cartpole") -> None:
+        """Wait until the daemon has taken in so many episodes of the agent since it started."""
+
+        async def scored() -> bool:
+            return (await self.agent(agent)).get("episodes", 0) >= count
+
+        await self.until(scored)
+
+    async def until_phase(self, release: str, *phases: str) -> dict[str, Any]:
+        """Wait until a release is in one of the phases."""
+
+        async def there() -> dict[str, Any] | None:
+            found = await self.client.release(release)
+            return found if found["phase"] in phases else None
+
+        return await self.until(there)
+
+    async def until_pairs(self, release: str, count: int) -> dict[str, Any]:
+        """Wait until a release has so many pairs, in any phase."""
+
+        async def enough() -> dict[str, Any] | None:
+            found = await self.client.release(release)
+            assert found["pairs"] >= count or not found.get("ended_at"), found
+            return found if found["pairs"] >= count else None
+
+        return await self.until(enough)
+
     async def until_ended(self, release: str) -> dict[str, Any]:
         """Wait until a release has ended."""
 
@@ -175,6 +272,8 @@ class Hosted:
         return holder
 
     async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
         if self.daemon is not None and self.daemon.returncode is None:
             self.daemon.kill()
             await self.daemon.wait()

@@ -202,9 +202,9 @@ class HostedAgent:
                 await self._take_up_source(runner, keeper)
             stable = await keeper.store.revision(keeper.state.stable)
             parameters = await runner.load(self._source, stable)
-            await runner.route(stable.id)
-            if runner.paused or keeper.state.paused:
+            if runner.paused or keeper.state.paused:  # before it is routed: a route begins an episode
                 await (runner.pause() if keeper.state.paused else runner.resume())
+            await runner.route(stable.id)
             trainable = tuple(self._with_rules(parameter) for parameter in parameters if self._is_trainable(parameter.path))
             if trainable != keeper.state.parameters:
                 await keeper.commit(parameters=trainable)

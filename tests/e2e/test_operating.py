@@ -1,0 +1,272 @@
+"""What an operator does to a daemon at work: restarts, reloads, new sources, approvals, pauses and rollbacks."""
+
+import signal
+import sqlite3
+
+from hosted import mirrored, quick
+
+IMPORTANT = ("agents", "revisions", "releases", "proposals", "pairs", "plans", "provenance", "sources", "events")
+
+
+def rows(hosted):
+    """All that was committed: by table, the rows' keys."""
+    with sqlite3.connect(f"file:{hosted.state / 'agentd.db'}?mode=ro", uri=True) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found = {}
+        for table in tables & set(IMPORTANT):
+            key = "seq" if table == "events" else "id"
+            columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})")]
+            found[table] = {row[0] for row in database.execute(f"SELECT {key if key in columns else columns[0]} FROM {table}")}
+    database.close()
+    return found
+
+
+async def force(hosted, values, agent="cartpole"):
+    """Make these values stable, as an operator in a hurry does; the revision's id."""
+    release = await hosted.client.submit(agent, values)
+    await hosted.until_phase(release["id"], "selection", "confirmation")
+    await hosted.client.promote(agent, release["id"])
+    return (await hosted.client.release(release["id"]))["candidate"]
+
+
+def harder(code):
+    """The cart-pole's law with another number in it: as good as before."""
+    return code.replace("10.0 * angle", "11.0 * angle")
+
+
+async def code_of(hosted, agent="cartpole"):
+    return (await hosted.client.parameters(agent))["act"]
+
+
+async def test_a_restart_keeps_what_was_learned_and_forgets_nothing(hosted):
+    hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_good()
+    learned = await force(hosted, {"act": harder(await code_of(hosted))})
+    await hosted.until(lambda: learned in robot.revisions())
+    before = await hosted.client.status()
+    runner = hosted.runner_pid()
+    assert await hosted.stop() == 0
+    committed = rows(hosted)
+    assert len(committed) >= 6, committed
+    assert not (hosted.state / "daemon.json").exists()
+    await hosted.until(lambda: not any((hosted.state / "runners").glob("*.sock")))
+
+    await hosted.start()
+    known = len(robot.applied())
+    await hosted.until(lambda: robot.revisions(known))
+    assert robot.revisions(known) == {learned}
+    agent = await hosted.agent()
+    assert agent["state"]["stable"] == learned
+    assert not agent["runner_adopted"]
+    assert hosted.runner_pid() != runner
+    assert (await hosted.client.status())["epoch"] == before["epoch"] + 1
+    assert await hosted.stop() == 0
+    kept = rows(hosted)
+    assert {table: ids - kept[table] for table, ids in committed.items()} == {table: set() for table in committed}
+    robot.prove()
+
+
+async def test_agents_come_go_and_change_while_another_goes_on_undisturbed(hosted):
+    hosted.add_agent(name="steady", edit=quick())
+    going = hosted.add_agent(name="going", edit=quick())
+    steady = await hosted.robot("robot-steady", "steady")
+    await hosted.robot("robot-going", "going")
+    await hosted.start()
+    await hosted.until_scored(3, "steady")
+    await hosted.until_scored(3, "going")
+    session = (await hosted.agent("steady"))["runner_session"]
+
+    async def hosted_names():
+        return {agent["name"] for agent in await hosted.client.agents()}
+
+    async def is_hosted(*names):
+        return await hosted_names() == set(names)
+
+    hosted.add_agent(name="coming", edit=quick())
+    hosted.daemon.send_signal(signal.SIGHUP)
+    await hosted.until(lambda: is_hosted("steady", "going", "coming"))
+
+    toml = going / "agent.toml"
+    toml.write_text(toml.read_text().replace("max_steps = 40", "max_steps = 30"))
+    await hosted.client.reload()
+    assert len([event for event in await hosted.events("runner.started", "going")]) >= 1
+    await hosted.until(lambda: hosted.events("runner.started", "coming"))
+
+    going.rename(hosted.folder / "gone")
+    hosted.daemon.send_signal(signal.SIGHUP)
+    await hosted.until(lambda: is_hosted("steady", "coming"))
+    assert not (hosted.state / "runners" / "going.sock").exists()
+
+    agent = await hosted.agent("steady")
+    assert agent["runner_session"] == session
+    scored = agent["episodes"]
+    await hosted.until_scored(scored + 3, "steady")
+    steady.prove()
+    assert steady.sources()["safe"] == steady.sources()["fallback"] == 0
+
+
+async def test_reloads_that_meet_do_no_harm(hosted):
+    import asyncio
+
+    folder = hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_scored(2)
+    toml = folder / "agent.toml"
+    for steps in (30, 31):
+        toml.write_text(toml.read_text().replace("max_steps = ", f"max_steps = {steps} # "))
+        hosted.daemon.send_signal(signal.SIGHUP)
+        await asyncio.gather(*(hosted.client.reload() for _ in range(3)))
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 100)
+    assert await hosted.stop() == 0
+    robot.prove()
+
+
+async def test_a_folder_that_breaks_does_not_end_the_agent_that_runs(hosted):
+    folder = hosted.add_agent("cartpole", edit=quick())
+    folder = folder.rename(hosted.agents / "a-folder-with-another-name")
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_scored(2)
+    session = (await hosted.agent())["runner_session"]
+    toml = folder / "agent.toml"
+    whole = toml.read_text()
+    toml.write_text(whole + "\n[unknown]\nkey = 1\n")
+    status = await hosted.client.reload()
+    assert "unknown" in status["broken"]["a-folder-with-another-name"]
+    toml.write_text(whole)
+    status = await hosted.client.reload()
+    assert status["broken"] == {}
+    agent = await hosted.agent()
+    assert agent["runner_session"] == session
+    await hosted.until_scored(agent["episodes"] + 2)
+    robot.prove()
+
+
+async def test_a_new_source_takes_learned_values_over_where_their_default_is_unchanged(hosted):
+    folder = hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_good()
+    learned = harder(await code_of(hosted))
+    await force(hosted, {"act": learned})
+    controller = folder / "controller.py"
+    controller.write_text(controller.read_text() + "\n\nUNRELATED = 1\n")
+    await hosted.client.reload()
+    [changed] = await hosted.until(lambda: hosted.events("agent.source_changed"))
+    assert changed["data"]["carried"] == ["act"]
+    assert changed["data"]["lapsed"] == []
+    assert await code_of(hosted) == learned
+
+    async def serves(revision):
+        return (await hosted.agent())["state"]["stable"] == revision and revision in robot.revisions()
+
+    await hosted.until(lambda: serves(changed["data"]["revision"]))
+
+    controller.write_text(controller.read_text().replace("0.5 * position", "0.6 * position"))
+    await hosted.client.reload()
+    _, lapsed = await hosted.until(lambda: two(hosted.events("agent.source_changed")))
+    assert (lapsed["data"]["carried"], lapsed["data"]["lapsed"]) == ([], ["act"])
+    await hosted.until(lambda: serves(lapsed["data"]["revision"]))
+    assert "0.6 * position" in await code_of(hosted)
+    robot.prove()
+
+
+async def two(events):
+    found = await events
+    return found if len(found) == 2 else None
+
+
+async def test_a_new_source_that_does_not_load_leaves_the_old_one_at_work(hosted):
+    folder = hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    stable = await hosted.until_good()
+    controller = folder / "controller.py"
+    controller.write_text(controller.read_text() + "\n\nraise RuntimeError('not finished yet')\n")
+    await hosted.client.reload()
+    [rejected] = await hosted.until(lambda: hosted.events("agent.source_rejected"))
+    assert "not finished yet" in rejected["message"] + rejected["data"]["traceback"]
+    known = len(robot.applied())
+    await hosted.until(lambda: robot.revisions(known))
+    assert robot.revisions(known) == {stable}
+    agent = await hosted.agent()
+    assert (agent["state"]["stable"], agent["health"]) == (stable, "degraded")
+    assert "can't be loaded" in agent["problem"]
+    robot.prove()
+
+
+async def test_in_advise_mode_a_proposal_waits_for_a_person(hosted):
+    hosted.add_agent(edit=quick(agent__mode="advise"))
+    robot = await hosted.robot()
+    await hosted.start()
+    stable = await hosted.until_good()
+    await robot.change("flip-motor")
+    release = await hosted.client.submit("cartpole", {"act": mirrored(await code_of(hosted))})
+    waiting = await hosted.until_phase(release["id"], "awaiting_approval")
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 50)
+    assert robot.revisions(known) == {stable}  # nothing of it reached the robot
+    await hosted.client.decide("approve", "cartpole", waiting["id"])
+    ended = await hosted.until_ended(release["id"])
+    assert ended["phase"] == "promoted"
+    assert {change["who"] for change in ended["history"]} >= {"agentd", "operator"}
+
+
+async def test_an_agent_that_is_paused_stays_so_through_a_restart_until_it_is_resumed(hosted):
+    hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_scored(2)
+    await hosted.client.pause_agent("cartpole")
+    await hosted.stop()
+    await hosted.start()
+    await hosted.until(lambda: hosted.events("runner.started"))
+
+    async def up():
+        return (await hosted.agent()).get("devices") == {"robot-1": "ready"}
+
+    await hosted.until(up)
+    known = len(robot.applied())
+    assert (await hosted.agent())["state"]["paused"]
+    await hosted.client.submit("cartpole", {"act": harder(await code_of(hosted))})  # meanwhile decisions are taken
+    await hosted.kill()
+    await hosted.start()
+    await hosted.until(lambda: hosted.events("runner.adopted"))
+    assert robot.revisions(known) == set()
+    await hosted.client.resume_agent("cartpole")
+    await hosted.until(lambda: robot.revisions(known))
+
+
+async def test_a_rollback_ends_the_canary_and_serves_the_revision_that_was_asked_for(hosted):
+    hosted.add_agent(edit=quick(release__max_pairs=1000))
+    robot = await hosted.robot()
+    await hosted.start()
+    first = await hosted.until_good()
+    code = await code_of(hosted)
+    second = await force(hosted, {"act": harder(code)})
+    release = await hosted.client.submit("cartpole", {"act": code.replace("10.0 * angle", "10.5 * angle")})
+    await hosted.until_phase(release["id"], "selection", "confirmation", "pruned")
+    await hosted.client.set_desired("cartpole", first, reason="I liked it better")
+    assert (await hosted.client.release(release["id"]))["phase"] in {"aborted", "pruned"}
+    agent = await hosted.agent()
+    assert (agent["state"]["stable"], agent["release"]) == (first, None)
+
+    async def only_first():
+        known = len(robot.applied())
+        await hosted.until(lambda: len(robot.since(known)) > 50)
+        return robot.revisions(known) == {first}
+
+    await hosted.until(only_first)
+    await hosted.until(lambda: len(workers(hosted.runner_pid())) == 1)  # nothing is left of the two others
+    assert second not in robot.revisions(len(robot.applied()) - 50)
+
+
+def workers(runner):
+    """The policy workers below a runner: what its zygote has forked."""
+    import psutil
+
+    return [process.pid for process in psutil.Process(runner).children(recursive=True) if not process.children()]
