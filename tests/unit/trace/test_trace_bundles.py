@@ -1,5 +1,6 @@
 """Bundles: functions as single operations of the graph, their code possibly a parameter."""
 
+import asyncio
 import functools
 import linecache
 import sys
@@ -8,7 +9,7 @@ import traceback
 import pytest
 
 from agentd.errors import TraceError
-from agentd.trace import ExecutionError, FunModule, Graph, MessageNode, TraceMissingInputsError, bundle, model, node, stop_tracing
+from agentd.trace import GRAPH, ExecutionError, FunModule, Graph, MessageNode, TraceMissingInputsError, bundle, model, node, stop_tracing
 from agentd.trace.utils import contain, for_all_methods
 
 OUTSIDE = node(10.0, trainable=True, name="outside")
@@ -579,3 +580,118 @@ def test_a_graph_keeps_one_node_per_call_whatever_happens_inside():
     with Graph() as graph:
         assert busy(node(2)).data == 40
     assert len(graph) == 2
+
+
+async def test_a_cancelled_call_leaves_a_node_that_says_so_and_cancels():
+    started = asyncio.Event()
+
+    @bundle()
+    async def waits(x):
+        started.set()
+        await asyncio.sleep(60)
+
+    with Graph() as graph:
+        task = asyncio.create_task(waits(1))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [other.data for other in graph] == ["(CancelledError) "]
+    assert GRAPH.current is None
+
+
+async def test_async_errors_pass_through_where_they_are_not_to_be_caught_and_failures_keep_their_place():
+    @bundle(catch_execution_error=False)
+    async def plain():
+        raise ValueError("as it is")
+
+    @bundle()
+    async def fails(x):
+        return x / 0
+
+    with pytest.raises(ValueError, match="as it is") as raised:
+        await plain()
+    assert not isinstance(raised.value, ExecutionError)
+    with Graph() as graph:
+        results = await asyncio.gather(fails(1), fails(2), return_exceptions=True)
+    assert [type(other).__name__ for other in graph] == ["ExceptionNode", "ExceptionNode"]
+    assert [error.exception_node for error in results] == list(graph)
+
+
+def test_an_interrupt_passes_through_and_leaves_no_frame_behind():
+    @bundle()
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    x = node(1)
+    assert x.data == 1
+    assert (x + 1).parents[0] is x
+    with pytest.raises(TypeError):
+        int(x)  # outside any bundle again
+
+
+def test_a_bound_method_knows_its_instance_and_can_be_detached():
+    class Thing:
+        @bundle(trainable=True)
+        def act(self, x):
+            return x
+
+    thing = Thing()
+    assert thing.act.__self__ is thing
+    assert len({thing.act, thing.act}) == 1
+    assert thing.act.name == "act"
+    assert thing.act.trainable
+    assert thing.act.fun(thing, 3) == 3
+    detached = thing.act.detach()
+    detached.parameter._set("def act(self, x):\n    return -x")
+    assert (detached(2).data, thing.act(2).data) == (-2, 2)
+    assert thing.act.__get__(None) == thing.act
+    assert Thing.act.parameter is None
+    with pytest.raises(TypeError, match="call it on an instance"):
+        Thing.act()
+
+
+def test_a_class_methods_code_belongs_to_the_class():
+    class Thing:
+        factor = 2
+
+        @bundle(trainable=True)
+        @classmethod
+        def scale(cls, x):
+            return x * cls.factor
+
+    assert Thing.scale(3).data == 6
+    Thing.scale.parameter._data = "def scale(cls, x):\n    return x * cls.factor + 1"
+    assert Thing().scale(3).data == 7
+
+
+def test_a_bundle_that_is_borrowed_as_a_method_keeps_its_own_code():
+    class Thing:
+        act = coded
+
+    assert coded.parameter is not None
+    assert coded(2).data == 4
+
+
+def test_detached_and_deep_copied_bundles_stand_alone():
+    import copy
+
+    first = coded.detach()
+    first.parameter._set("def coded(x):\n    return 0")
+    second = copy.deepcopy(first)
+    assert second(5).data == 0
+    second.parameter._set("def coded(x):\n    return 1")
+    assert (first(5).data, second(5).data, coded(5).data) == (0, 1, 10)
+    assert coded.forward(3).data == 6
+
+
+def test_a_traceable_bundle_takes_keywords_and_plain_values():
+    @bundle(traceable_code=True)
+    def adds(a, b=2):
+        assert a.name.split(":")[0] == "int"
+        return a + b
+
+    assert adds(1, b=node(5)).data == 6
+    assert adds(1).data == 3

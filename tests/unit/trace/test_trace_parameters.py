@@ -13,6 +13,7 @@ import pytest
 from agentd.errors import TraceError
 from agentd.records import Kind, make_revision
 from agentd.trace import ExecutionError, Map, Module, NodeContainer, ParameterContainer, Seq, apply_op, bundle, model, node, operators
+from agentd.trace.broadcast import recursive_conversion
 from agentd.trace.parameters import assign, describe, find_parameters
 
 
@@ -426,3 +427,28 @@ def test_values_of_subclasses_are_described_as_what_they_extend():
     described = describe("x", node(np.float64(0.5), trainable=True))
     assert type(described.default) is float
     assert make_revision("a", "s", {"x": described.default}).values == {"x": 0.5}
+
+
+def test_conversion_goes_through_every_kind_of_container():
+    class Pair(NodeContainer):
+        def __init__(self, a):
+            self.a = a
+
+    double = recursive_conversion(lambda item: item.data * 2, lambda item: item)
+    made = double([node(1), (node(2), "x"), {"k": node(3)}, Pair(node(4))])
+    assert made[:3] == [2, (4, "x"), {"k": 6}]
+    assert made[3].a == 8
+    assert double({1, 2}) == {1, 2}
+
+
+def test_old_pickles_of_nested_containers_are_read_and_hostile_ones_are_not(tmp_path):
+    program = Seq(node(0, trainable=True))
+    path = tmp_path / "x.pkl"
+    deep = {}
+    for _ in range(200):
+        deep = {"a": deep}
+    for content in (b"", b"\x80\x04.", pickle.dumps(deep), b"\x80\x04\x8c\x02id\x94Q.", pickle.dumps({"content": [1]})):
+        path.write_bytes(content)
+        with pytest.raises(TraceError):
+            Holder(program).load(path)
+    assert program[0].data == 0
