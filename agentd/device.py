@@ -75,6 +75,13 @@ def backoff(attempt: int, generator: random.Random, *, first: float = 0.1, cap: 
     return generator.uniform(limit / 2, limit)
 
 
+async def end_task(task: "asyncio.Task[None]") -> None:
+    """Cancel a task until it has ended: `asyncio.wait_for` of Python 3.11, which aiomqtt uses, can swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
+
+
 class Inbox(asyncio.Queue[aiomqtt.Message]):
     """A queue for aiomqtt that hands each message over where it arrives, so that nothing grows old in it and nothing can fill it."""
 
@@ -192,7 +199,7 @@ class Device:
             try:
                 await self._serve()
             finally:
-                link.cancel()
+                await end_task(link)
 
     # --- the plant ----------------------------------------------------------------------------------------------------
 

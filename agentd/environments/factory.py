@@ -6,9 +6,9 @@ from agentd.clock import Clock
 from agentd.environments.contract import Environment
 from agentd.environments.gymnasium import GymnasiumEnvironment
 from agentd.environments.mqtt import MqttEnvironment
-from agentd.environments.spaces import fit, from_section
+from agentd.environments.spaces import fit
 from agentd.errors import PlantError
-from agentd.spec import AgentSpec, EnvironmentKind
+from agentd.spec import AgentSpec, EnvironmentKind, space_record
 
 
 def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock: Clock, generator: random.Random) -> Environment:
@@ -27,7 +27,7 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
     address = section.mqtt.broker or broker
     if address is None:
         raise PlantError("no MQTT broker: set [environment.mqtt] broker, or the daemon's")
-    action_space = from_section(section.action_space)
+    action_space = space_record(section.action_space)
     try:
         safe_action = fit(action_space, safe_action)
     except ValueError as error:
@@ -37,7 +37,7 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         session=session,
         broker=address,
         settings=section.mqtt,
-        spaces=(from_section(section.observation_space), action_space),
+        spaces=(space_record(section.observation_space), action_space),
         safe_action=safe_action,
         clock=clock,
         generator=generator,

@@ -16,7 +16,7 @@ import aiomqtt
 import msgspec
 
 from agentd.clock import Clock
-from agentd.device import Inbox, backoff, connection_arguments
+from agentd.device import Inbox, backoff, connection_arguments, end_task
 from agentd.environments.contract import Change, Counters, Joined, Left, Linked
 from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice, Observation
 from agentd.errors import PlantError
@@ -88,8 +88,7 @@ class MqttEnvironment(Carrier):
     async def aclose(self) -> None:
         """Disconnect, without last will. Waits for the connection's end, which is limited by the client's time-out."""
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
+            await end_task(self._running)
         for device in self._devices.values():
             device.leave("disconnected")
 

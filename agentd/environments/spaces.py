@@ -1,4 +1,4 @@
-"""Spaces: from Gymnasium, from agent.toml, and whether a value lies in one."""
+"""Spaces: from Gymnasium, and what a value looks like inside one."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,8 @@ import numpy as np
 
 from agentd.errors import PlantError
 from agentd.records import Space, Value
-from agentd.spec import SpaceSection
 
 _TOLERANCE = 1e-6  # bounds are often float32, values float64
-
-
-def from_section(section: SpaceSection | None) -> Space:
-    """The space that agent.toml declares; any value where it declares none."""
-    if section is None:
-        return Space()
-    if section.discrete is not None:
-        return Space(kind="discrete", n=section.discrete, start=section.start)
-    return Space(kind="box", shape=section.shape, low=section.low, high=section.high)
 
 
 def from_gymnasium(space: Any) -> Space:

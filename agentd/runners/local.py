@@ -3,21 +3,16 @@
 import asyncio
 import collections
 import contextlib
-import hashlib
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import msgspec
 
-from agentd import codec
 from agentd.clock import Clock
 from agentd.errors import CodecError, Fenced, RunnerError
 from agentd.records import Episode, PairPlan, Parameter, Record, Revision, Source
 from agentd.runners import messages
+from agentd.runners.launch import end, fingerprint, holder_of, start
 from agentd.runners.messages import (
     Counted,
     DevicesChanged,
@@ -37,14 +32,13 @@ from agentd.runners.messages import (
     frame,
     read_frame,
 )
-from agentd.runners.paths import RunnerPaths, lock_holder, short
+from agentd.runners.paths import RunnerPaths, short
 from agentd.sandbox import Isolation
 from agentd.spec import AgentSpec
 
 __all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ScreenReport"]
 
 CONNECT_TIMEOUT = 5.0
-START_TIMEOUT = 60.0
 _REPLACE_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 15.0
 """Seconds in which a runner answers what costs it no work. One that doesn't is as good as dead, and is replaced."""
@@ -52,8 +46,6 @@ LOAD_TIMEOUT = 60.0
 SCREEN_TIMEOUT = 600.0
 DRAIN_MARGIN = 10.0
 MAX_WAITING = 4096
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
-"""Of the daemon's environment: no keys, ever."""
 
 
 class Lost(Record, frozen=True, kw_only=True):
@@ -63,12 +55,6 @@ class Lost(Record, frozen=True, kw_only=True):
 
 
 Told = Finished | DevicesChanged | Happened | Log | Counted | Lost
-
-
-def fingerprint(spec: AgentSpec, broker: str | None) -> str:
-    """What a runner was started with, as far as only another runner could change it."""
-    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"})
-    return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
 
 
 class LocalRunner:
@@ -117,7 +103,7 @@ class LocalRunner:
         """
         paths = RunnerPaths.under(state_directory, spec.agent.name)
         wanted = fingerprint(spec, broker)
-        holder = _holder(paths)
+        holder = holder_of(paths)
         replaced = ""
         if holder is not None:
             try:
@@ -133,9 +119,9 @@ class LocalRunner:
                 replaced = "it was started with another specification"
                 await runner.drain(_REPLACE_TIMEOUT)
                 await runner.abandon()
-            await _end(paths, holder, clock)
+            await end(paths, holder, clock)
         setup = Setup(spec=spec.model_dump_json(by_alias=True).encode(), fingerprint=wanted, broker=broker, seed=seed)
-        await asyncio.to_thread(_start, paths, setup)
+        await asyncio.to_thread(start, paths, setup)
         runner = await cls._connect(paths, epoch)
         runner.replaced = replaced
         return runner
@@ -149,7 +135,7 @@ class LocalRunner:
             RunnerError: it can't be ended.
         """
         paths = RunnerPaths.under(state_directory, agent)
-        holder = _holder(paths)
+        holder = holder_of(paths)
         if holder is None:
             return
         try:
@@ -159,7 +145,7 @@ class LocalRunner:
             raise
         except RunnerError:
             pass  # it doesn't answer
-        await _end(paths, holder, clock)
+        await end(paths, holder, clock)
 
     @classmethod
     async def _connect(cls, paths: RunnerPaths, epoch: int) -> Self:
@@ -286,7 +272,7 @@ class LocalRunner:
             await self._do(messages.Drain(timeout=timeout), timeout + DRAIN_MARGIN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                while _holder(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
+                while holder_of(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
                     await asyncio.sleep(0.02)
 
     async def abandon(self) -> None:
@@ -396,44 +382,3 @@ def _numbered(request: Request, number: int) -> Request:
 
 def _without_trace(episode: Episode) -> Episode:
     return msgspec.structs.replace(episode, trace=None)
-
-
-def _holder(paths: RunnerPaths) -> int | None:
-    try:
-        return lock_holder(paths.lock)
-    except RunnerError:
-        return lock_holder(paths.lock)  # it was just being written
-
-
-async def _end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
-    """Kill a runner that neither answers nor drained, and wait until its lock is free. Its workers die with it."""
-    if _holder(paths) is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    limit = clock.monotonic() + CONNECT_TIMEOUT
-    while _holder(paths) is not None:
-        if clock.monotonic() > limit:
-            raise RunnerError(f"the runner of {paths.agent} (process {pid}) can't be ended")
-        await asyncio.sleep(0.02)
-
-
-def _start(paths: RunnerPaths, setup: Setup) -> None:
-    """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread."""
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment["OPENBLAS_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    ) as process:
-        try:
-            answer, words = process.communicate(codec.encode(setup), timeout=START_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise RunnerError(f"the runner of {paths.agent} did not begin within {START_TIMEOUT:g} s; see {paths.log}") from None
-    if not answer:
-        last = (words.decode(errors="replace") + paths.log.read_text(errors="replace") if paths.log.exists() else "")[-2000:]
-        raise RunnerError(f"the runner of {paths.agent} died while it began: {last}")
-    message: Done | Failed = codec.decode(answer[4:], cast("type[Done | Failed]", Done | Failed))
-    if isinstance(message, Failed):
-        raise as_error(message.kind, message.message, message.fields)

@@ -1,0 +1,71 @@
+"""Starting a runner process, and ending one that doesn't answer."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from typing import cast
+
+from agentd import codec
+from agentd.clock import Clock
+from agentd.errors import RunnerError
+from agentd.runners import messages
+from agentd.runners.messages import Done, Failed, Setup, as_error
+from agentd.runners.paths import RunnerPaths, lock_holder
+from agentd.spec import AgentSpec
+
+START_TIMEOUT = 60.0
+END_TIMEOUT = 5.0
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+"""Of the daemon's environment: no keys, ever."""
+
+
+def fingerprint(spec: AgentSpec, broker: str | None) -> str:
+    """What a runner was started with, as far as only another runner could change it."""
+    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"})
+    return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
+
+
+def holder_of(paths: RunnerPaths) -> int | None:
+    """The process id of the agent's living runner, or None."""
+    try:
+        return lock_holder(paths.lock)
+    except RunnerError:
+        return lock_holder(paths.lock)  # it was just being written
+
+
+async def end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
+    """Kill a runner that neither answers nor drained, and wait until its lock is free. Its workers die with it."""
+    if holder_of(paths) is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    limit = clock.monotonic() + END_TIMEOUT
+    while holder_of(paths) is not None:
+        if clock.monotonic() > limit:
+            raise RunnerError(f"the runner of {paths.agent} (process {pid}) can't be ended")
+        await asyncio.sleep(0.02)
+
+
+def start(paths: RunnerPaths, setup: Setup) -> None:
+    """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread."""
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment["OPENBLAS_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
+        try:
+            answer, words = process.communicate(codec.encode(setup), timeout=START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise RunnerError(f"the runner of {paths.agent} did not begin within {START_TIMEOUT:g} s; see {paths.log}") from None
+    if not answer:
+        last = (words.decode(errors="replace") + paths.log.read_text(errors="replace") if paths.log.exists() else "")[-2000:]
+        raise RunnerError(f"the runner of {paths.agent} died while it began: {last}")
+    message: Done | Failed = codec.decode(answer[4:], cast("type[Done | Failed]", Done | Failed))
+    if isinstance(message, Failed):
+        raise as_error(message.kind, message.message, message.fields)
