@@ -1,0 +1,175 @@
+"""The way of a language model's suggestion, through a real HTTP server that speaks OpenAI's protocol; and all that can go wrong with it."""
+
+import json
+
+import pytest
+from hosted import mirrored, quick
+
+from agentd.testing.llm import Reply, ScriptedLlm
+
+KEY = "sk-test-this-key-must-never-be-seen"
+PAIRS_ONLY = {"release__selection_pairs": 1}
+
+
+def suggest(**values):
+    return json.dumps({"reasoning": "the motor answers with the wrong sign", "suggestion": values})
+
+
+class Model:
+    """A scripted model; `reply` is what it answers from now on."""
+
+    def __init__(self):
+        self.reply = Reply("")
+        self.server = ScriptedLlm(lambda _: self.reply)
+
+
+@pytest.fixture
+async def model():
+    scripted = Model()
+    async with scripted.server:
+        yield scripted
+
+
+def asking(**values):
+    return quick(optimizer__algorithm="optoprime", optimizer__models=["openai/scripted"], **values)
+
+
+async def start(hosted, model):
+    await hosted.start(api_base=model.server.url, environment={"AGENTD_API_KEY": KEY})
+    await hosted.until_good()
+
+
+async def failed_with(hosted, words):
+    """The `optimizer.failed` event with these words in it, when it has come."""
+
+    async def told():
+        return [event for event in await hosted.events("optimizer.failed") if words in event["message"]]
+
+    return (await hosted.until(told))[0]
+
+
+async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, model):
+    hosted.add_agent(edit=asking(optimizer__trigger="alarm", **PAIRS_ONLY))
+    robot = await hosted.robot()
+    await start(hosted, model)
+    code = (await hosted.client.parameters("cartpole"))["act"]
+    model.reply = Reply(suggest(act=mirrored(code)))
+    await robot.change("flip-motor")
+
+    async def repaired():
+        return "int(lean < 0.0)" in (await hosted.client.parameters("cartpole"))["act"]
+
+    await hosted.until(repaired)
+    [release] = [found for found in await hosted.client.releases("cartpole") if found["phase"] == "promoted"]
+    assert release["candidate"] in robot.revisions()
+    prompt = model.server.requests[0].prompt
+    assert "Keep the pole upright" in prompt  # the objective
+    assert "lean = 0.5 * position" in prompt  # the code
+    assert "Fell to the" in prompt  # the feedback
+    assert set(model.server.requests[0].schema["properties"]["suggestion"]["properties"]) == {"act"}
+    assert model.server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert await hosted.stop() == 0
+    for file in hosted.folder.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    robot.prove()
+
+
+async def test_a_reply_that_can_not_be_used_is_told_and_changes_nothing(hosted, model):
+    hosted.add_agent(edit=asking())
+    robot = await hosted.robot()
+    await start(hosted, model)
+    stable = (await hosted.agent())["state"]["stable"]
+    code = (await hosted.client.parameters("cartpole"))["act"]
+    for reply, words in (
+        (Reply(""), "empty"),
+        (Reply('{"reasoning": "so", "suggestion": {"act": "def act(self, obs', finish_reason="length"), "cut off"),
+        (Reply("I would turn the sign round."), "JSON"),
+        (Reply(suggest(nonsense=1)), "nonsense"),
+        (Reply(suggest(act=5)), "act"),
+        (Reply(suggest(act=code.replace("int(lean > 0.0)", "int(lean > "))), "act"),
+        (Reply(suggest(act=code.replace("self, observation", "self, everything"))), "act"),
+        (Reply(suggest(act="import socket\n" + code)), "act"),
+    ):
+        model.reply = reply
+        await hosted.client.propose("cartpole")
+        event = await failed_with(hosted, words)
+        assert event["agent"] == "cartpole"
+    assert (await hosted.agent())["state"]["stable"] == stable
+    assert await hosted.client.releases("cartpole") == []
+    assert robot.sources()["fallback"] == 0
+    model.reply = Reply(f"```json\n{suggest(act=mirrored(code))},\n```")  # slightly broken, and understood
+    await hosted.client.propose("cartpole")
+    await hosted.until(lambda: hosted.events("release.proposed"))
+    robot.prove()
+
+
+async def test_a_service_that_fails_is_told_and_asked_again_later(hosted, model):
+    hosted.add_agent(edit=asking())
+    robot = await hosted.robot()
+    await start(hosted, model)
+    code = (await hosted.client.parameters("cartpole"))["act"]
+    for reply, words in (
+        (Reply(status=401, error=f"bad key {KEY}"), "API key"),
+        (Reply(status=429, retry_after=3600.0, error="slow down"), "slow down"),
+        (Reply(status=500, error="we are on fire"), "we are on fire"),
+        (Reply(body=b"<html>not what you think</html>"), "openai/scripted"),
+    ):
+        model.reply = reply
+        await hosted.client.propose("cartpole")
+        event = await failed_with(hosted, words)
+        assert KEY not in event["message"]
+    agent = await hosted.agent()
+    assert agent["optimizer"].startswith("waiting")
+    model.reply = Reply(suggest(act=mirrored(code)))
+    await hosted.client.propose("cartpole")
+    await hosted.until(lambda: hosted.events("release.proposed"))
+    assert robot.sources()["fallback"] == 0
+    robot.prove()
+
+
+async def test_a_service_that_hangs_is_given_up(hosted, model):
+    hosted.add_agent(edit=asking(optimizer__propose_timeout=4))
+    robot = await hosted.robot()
+    await start(hosted, model)
+    model.reply = Reply(delay=60.0)
+    await hosted.client.propose("cartpole")
+    await failed_with(hosted, "within 4 s")
+    scored = (await hosted.agent())["episodes"]
+    await hosted.until_scored(scored + 2)
+    assert await hosted.stop() == 0
+    robot.prove()
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["nonsense/no-such-model"], "litellm name"),
+        (["openai/gpt-4.1-mini"], "API key"),
+        ([], "no model"),
+    ],
+    ids=["an unknown model", "a missing key", "no model"],
+)
+async def test_what_is_missing_is_said_and_the_agent_goes_on(hosted, models, words):
+    hosted.add_agent(edit=quick(optimizer__algorithm="optoprime", optimizer__models=models))
+    robot = await hosted.robot()
+    await hosted.start(environment={"OPENAI_API_KEY": "", "AGENTD_API_KEY": ""})
+    await hosted.until_good()
+    await hosted.client.propose("cartpole")
+    await failed_with(hosted, words)
+    scored = (await hosted.agent())["episodes"]
+    await hosted.until_scored(scored + 2)
+    robot.prove()
+
+
+@pytest.mark.parametrize("budget", [{"dollars_per_day": 0.0}, {"calls_per_hour": 0}], ids=["no dollars", "no calls"])
+async def test_with_a_budget_of_nothing_no_model_is_asked_and_it_is_said_once(hosted, model, budget):
+    hosted.add_agent(edit=asking(optimizer__budget=budget))
+    robot = await hosted.robot()
+    await start(hosted, model)
+    await hosted.client.propose("cartpole")
+    await hosted.until(lambda: hosted.events("optimizer.budget_exhausted"))
+    scored = (await hosted.agent())["episodes"]
+    await hosted.until_scored(scored + 5)
+    assert len(await hosted.events("optimizer.budget_exhausted")) == 1
+    assert model.server.requests == []
+    robot.prove()
