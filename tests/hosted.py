@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -55,7 +56,8 @@ def quick(**values: Any) -> Callable[[str], str]:
         "watch__alarm_every": 1e3,
         "optimizer__trigger": "manual",
         # the tests share their cores with others: what is late by our own scheduling must not decide them
-        "environment__mqtt__deadline_ms": 200,
+        "environment__mqtt__deadline_ms": 400,
+        "sandbox__step_timeout": "1s",
     }
     return edited(**short | values)
 
@@ -141,7 +143,7 @@ class Hosted:
         log = self.folder / f"{device}.jsonl"
         who = ("--broker", self.broker, "--device", device, "--agent", agent, "--env", "CartPole-v1", "--log", str(log))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentd.environments.standin", *who, "--change-from-stdin", *arguments),
+            *(sys.executable, "-m", "agentd.environments.standin", *who, "--change-from-stdin", "--action-timeout", "1", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -165,7 +167,8 @@ class Hosted:
                 *(sys.executable, "-m", "agentd", "run", "--config", str(config)),
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), *sys.path]), **(environment or {})},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), *sys.path]), "PYTHONWARNINGS": "default"}
+                | (environment or {}),
             )
         if wait:
             await self.connect()
@@ -189,7 +192,32 @@ class Hosted:
         """SIGTERM, and the exit code."""
         assert self.daemon is not None
         self.daemon.terminate()
-        return await asyncio.wait_for(self.daemon.wait(), 30)
+        code = await asyncio.wait_for(self.daemon.wait(), 30)
+        assert self.complaints() == [], self.log()
+        return code
+
+    def complaints(self) -> list[str]:
+        """What no log of a daemon should ever have, whatever happened around it."""
+        text = (self.folder / "daemon.log").read_text(errors="replace")
+        return [line for line in text.splitlines() if re.search("Traceback|Warning|never (awaited|retrieved)|was destroyed", line)]
+
+    def database(self) -> dict[str, set[Any]]:
+        """The keys of all that was committed, by table."""
+        durable = ("agents", "revisions", "releases", "proposals", "pairs", "plans", "provenance", "sources", "events")
+        found = {}
+        with contextlib.closing(sqlite3.connect(f"file:{self.state / 'agentd.db'}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            for table in tables.intersection(durable):
+                columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})")]
+                key = "seq" if table == "events" else "id" if "id" in columns else columns[0]
+                found[table] = {row[0] for row in database.execute(f"SELECT {key} FROM {table}")}
+        assert len(found) >= 6, sorted(found)
+        return found
+
+    def forgotten(self, before: dict[str, set[Any]]) -> dict[str, set[Any]]:
+        """What was committed `before` and is no longer there."""
+        now = self.database()
+        return {table: keys - now[table] for table, keys in before.items() if keys - now[table]}
 
     async def kill(self) -> None:
         """SIGKILL: the runners live on."""

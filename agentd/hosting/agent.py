@@ -210,31 +210,29 @@ class HostedAgent:
                 await keeper.commit(parameters=trainable)
             releases.attach(runner, self._source, trainable)
             parts.improver.attach(trainable)
+            await self._end_what_disagrees(keeper)
             unfinished = await keeper.store.releases(self.name, active=True, limit=100)
-            current = await self._resumable(keeper, unfinished)
-            releases.restore(tuple(reversed(unfinished)), current)
+            releases.restore(tuple(reversed(unfinished)), keeper.state.release)
             kind = "runner.adopted" if runner.adopted else "runner.started"
             await keeper.say(kind, f"the runner serves {stable.id[:10]}", session=runner.session, isolation=runner.isolation.level)
             await parts.watcher.answer()
             if self.spec.optimizer.trigger == "continuous" and not keeper.state.improving:
                 await parts.improver.start("the trigger is continuous")
 
-    async def _resumable(self, keeper: Keeper, unfinished: tuple[Release, ...]) -> str | None:
-        """The release to go on with. A canary resumes only from a ledger that agrees with it, else it ends inconclusive."""
-        current = next((release for release in unfinished if release.id == keeper.state.release), None)
-        if current is None:
-            return None
+    async def _end_what_disagrees(self, keeper: Keeper) -> None:
+        """A canary resumes only where ledger, revision and source agree with it, else it ends inconclusive."""
+        if keeper.state.release is None:
+            return
+        current = await keeper.store.release(keeper.state.release)
         pairs = await keeper.store.pairs(current.id)
         candidate = await keeper.store.revision(current.candidate)
-        agrees = machine.agrees(current, pairs) and candidate.source == self._source.digest and current.reference == keeper.state.stable
-        if agrees:
-            return current.id
+        if machine.agrees(current, pairs) and candidate.source == self._source.digest and current.reference == keeper.state.stable:
+            return
         reason = "after a restart ledger, revision and source no longer agree"
         verdict = Verdict(phase=Phase.INCONCLUSIVE, reason=reason, stage="restart")
         ended = machine.conclude(current, verdict, at=keeper.clock.time())
         event = keeper.event("release.inconclusive", reason, release=ended.id, candidate=ended.candidate, pairs=ended.pairs)
         keeper.tell(*await keeper.commit(ended, event, release=None))
-        return None
 
     async def _take_up_source(self, runner: LocalRunner, keeper: Keeper) -> None:
         """The author changed the program. One that can't be loaded is not served: the source that was goes on, and the author is told."""

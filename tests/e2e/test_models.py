@@ -118,8 +118,6 @@ async def test_a_service_that_fails_is_told_and_asked_again_later(hosted, model)
         await hosted.client.propose("cartpole")
         event = await failed_with(hosted, words)
         assert KEY not in event["message"]
-    agent = await hosted.agent()
-    assert agent["optimizer"].startswith("waiting")
     model.reply = Reply(suggest(act=mirrored(code)))
     await hosted.client.propose("cartpole")
     await hosted.until(lambda: hosted.events("release.proposed"))
