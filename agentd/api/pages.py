@@ -13,7 +13,7 @@ from agentd.api.markup import Child, Markup, document, element
 from agentd.api.ports import AgentStatus, DaemonStatus
 from agentd.api.problems import Problem
 from agentd.api.tokens import SESSION_SECONDS
-from agentd.records import Event, Phase, Release
+from agentd.records import Event, Phase, Release, ReleaseKind
 
 router = APIRouter(include_in_schema=False)
 
@@ -225,11 +225,15 @@ def _history(releases: tuple[Release, ...], now: float) -> Markup | None:
             "tr",
             element("td", _span(now - (release.ended_at or now)), " ago", class_="quiet"),
             element("td", _revision(release.candidate)),
-            element("td", _badge(release.phase.value.replace("_", " "), _tone(release.phase)), " forced" if release.forced else None),
+            element(
+                "td",
+                _badge(release.phase.value.replace("_", " "), _tone(release.phase)),
+                " forced" if release.forced else " probe" if release.kind is ReleaseKind.PROBE else None,
+            ),
             element("td", release.pairs, class_="number"),
             element("td", _signed(release.difference), class_="number"),
             element("td", f"{math.exp(min(release.superiority.log_e, 700)):.3g}", class_="number"),
-            element("td", release.reason),
+            element("td", release.reason, class_="text"),
         )
         for release in ended
     ]
@@ -250,7 +254,7 @@ def _events(events: tuple[Event, ...], now: float) -> Markup | None:
             element("td", _span(now - event.at), " ago", class_="quiet"),
             element("td", event.agent),
             element("td", element("code", event.kind)),
-            element("td", event.message),
+            element("td", event.message, class_="text"),
             element("td", event.who, class_="quiet"),
         )
         for event in reversed(events)

@@ -79,7 +79,7 @@ class View:
     def serving(self) -> None:
         """The demo has ended; the daemon goes on."""
         if not self._quiet:
-            self._console.print(f"\nThe daemon goes on serving {self.url} ; Ctrl-C ends it.")
+            self._console.print(f"\nThe daemon goes on serving; Ctrl-C ends it.\n{self.url}", soft_wrap=True)
 
     def _line(self, text: Text) -> None:
         if not self._quiet and self._live is None:
@@ -141,56 +141,44 @@ def as_json(story: Story, *, failure: str, robot: Mapping[str, Any], state: Path
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """The summary for a person."""
-    console = Console(highlight=False)
-    scores = summary["scores"]
+    """The summary for a person. Reasons hold words of programs: they are text, not markup."""
+    console = Console(highlight=False, markup=False)
+    console.print(_scores(summary))
+    console.print(_releases(summary["releases"]))
+    bad = Table("a revision that", "stopped", "how", title="Bad revisions, submitted on purpose")
+    for row in summary["bad_revisions"]:
+        bad.add_row(row["it"], "yes" if row["stopped"] else "NO", row["how"][:300])
+    console.print(bad)
+    robot = summary["robot"]
+    console.print(
+        f"The robot's own count: {robot['ticks']} ticks; {robot['actions']} got the policy's action, {robot['safe']} the safe action, "
+        f"{robot['fallback']} its own fallback; none was without an action."
+    )
+    verdict = "The score recovered and every bad revision was stopped." if summary["passed"] else "It did not go as it should."
+    console.print(f"\n{verdict} {summary['failure']}".rstrip(), style="bold green" if summary["passed"] else "bold red")
+    console.print(f"State: {summary['state']}\nWhat to type next:", soft_wrap=True)
+    for command in summary["next"]:
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def _scores(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Scores, 0 to 1")
     for column in ("before", f"broken ({summary['change']})", "after"):
         table.add_column(column, justify="right")
+    scores = summary["scores"]
     table.add_row(*("-" if scores[name] is None else f"{scores[name]:.3f}" for name in ("before", "broken", "after")))
-    console.print(table)
-    releases = Table(title="Releases")
-    for column, justify in (
-        ("release", "left"),
-        ("by", "left"),
-        ("verdict", "left"),
-        ("stage", "left"),
-        ("e", "right"),
-        ("pairs", "right"),
-    ):
-        releases.add_column(column, justify=justify)  # type: ignore[arg-type]
-    releases.add_column("difference", justify="right")
-    releases.add_column("why", overflow="fold", max_width=60)
-    for row in summary["releases"]:
+    return table
+
+
+def _releases(rows: list[dict[str, Any]]) -> Table:
+    table = Table("release", "by", "verdict", "stage", title="Releases")
+    for column in ("e", "pairs", "difference"):
+        table.add_column(column, justify="right")
+    table.add_column("why", overflow="fold", max_width=60)
+    for row in rows:
         difference = "" if row["difference"] is None else f"{row['difference']:+.3f}"
         e_value = "∞" if row["e_value"] is None else f"{row['e_value']:.3g}"
+        figures = (e_value, str(row["pairs"]), difference)
         style = {"promoted": "green", "rolled_back": "red", "rejected": "red"}.get(row["verdict"], "")
-        releases.add_row(
-            row["release"][:10],
-            row["by"],
-            row["verdict"],
-            row["stage"],
-            e_value,
-            str(row["pairs"]),
-            difference,
-            row["reason"][:120],
-            style=style,
-        )
-    console.print(releases)
-    bad = Table(title="Bad revisions, submitted on purpose")
-    for column in ("a revision that", "stopped", "how"):
-        bad.add_column(column, overflow="fold")
-    for row in summary["bad_revisions"]:
-        bad.add_row(row["it"], "yes" if row["stopped"] else "NO", row["how"][:200])
-    console.print(bad)
-    robot = summary["robot"]
-    if robot:
-        console.print(
-            f"The robot's own count: {robot['ticks']} ticks; {robot['actions']} got the policy's action, {robot['safe']} the safe action, "
-            f"{robot['fallback']} its own fallback; none was without an action."
-        )
-    verdict = "The score recovered and every bad revision was stopped." if summary["passed"] else "It did not go as it should."
-    console.print(f"\n{verdict} {summary['failure']}".rstrip(), style="bold green" if summary["passed"] else "bold red")
-    console.print(f"State: {summary['state']}\nWhat to type next:")
-    for command in summary["next"]:
-        console.print(f"  {command}")
+        table.add_row(row["release"][:10], row["by"], row["verdict"], row["stage"], *figures, row["reason"][:200], style=style)
+    return table

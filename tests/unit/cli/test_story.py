@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agentd.cli.story import BROKEN, HEALTHY, RECOVERED, Bad, Story
-from agentd.cli.story_view import as_json, sparkline
+from agentd.cli.story_view import as_json, print_summary, sparkline
 
 
 def episode(score, role="stable", purpose="normal", failed=""):
@@ -92,6 +92,16 @@ def test_the_summary_passes_only_with_a_recovery_and_all_three_stopped():
     fewer = good_story()
     del fewer.bad[0]
     assert not summary(fewer)["passed"]
+
+
+def test_what_a_program_said_is_shown_as_it_is(capsys):
+    story = good_story()
+    story.bad[0].how = "rejected: [sandbox] allowed_imports has [red]only[/red] numpy"
+    robot = {"ticks": 3, "actions": 2, "safe": 1, "fallback": 0}
+    print_summary(as_json(story, failure="", robot=robot, state=Path("state"), url="", change="flip-motor"))
+    shown = "".join(capsys.readouterr().out.split())
+    assert "[sandbox]" in shown
+    assert "[red]only[/red]" in shown
 
 
 def test_events_of_other_kinds_change_nothing():
