@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import alive
 
 from agentd.clock import SystemClock
 from agentd.records import Source, make_revision
@@ -111,7 +112,7 @@ class Runners:
                 os.kill(runner.pid, signal.SIGKILL)
         for runner in self._open:
             async with asyncio.timeout(20):
-                while Path(f"/proc/{runner.pid}").exists():  # noqa: ASYNC110, ASYNC240 - procfs doesn't block, and tells nobody
+                while alive(runner.pid):  # noqa: ASYNC110 - procfs tells nobody
                     await asyncio.sleep(0.01)
 
 

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
+from processes import alive
 
 from agentd.errors import Fenced, LoadError, PlantError, RunnerError
 from agentd.records import Outcome, PairPlan, Purpose, Role
@@ -454,7 +454,7 @@ async def test_draining_finishes_the_episode_hands_it_over_and_ends_the_process(
             await runner.acknowledge(message.episode.id)
     await draining
     assert {one.outcome for one in seen} == {Outcome.FINISHED}
-    await until(lambda: not Path(f"/proc/{runner.pid}").exists())
+    await until(lambda: not alive(runner.pid))
     assert not (runners.state / "runners" / "cartpole.sock").exists()
 
 
@@ -465,7 +465,7 @@ async def test_sigterm_drains_a_runner(runners, make_spec, make_program, until):
         if isinstance(message, Finished):
             assert message.episode.outcome is Outcome.FINISHED
             await runner.acknowledge(message.episode.id)
-    await until(lambda: not Path(f"/proc/{runner.pid}").exists())
+    await until(lambda: not alive(runner.pid))
 
 
 async def test_an_environment_that_does_not_exist_is_said_by_name(runners, make_spec):
