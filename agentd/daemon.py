@@ -20,6 +20,7 @@ from agentd.api.ports import AgentStatus, DaemonStatus
 from agentd.api.server import serve
 from agentd.api.tokens import Tokens
 from agentd.clock import Clock, SystemClock
+from agentd.configuration import parse_size
 from agentd.errors import AgentdError, NotFound, leaves
 from agentd.events import EventBus
 from agentd.hosting.agent import HostedAgent, Services
@@ -33,6 +34,9 @@ from agentd.runners.local import LocalRunner
 from agentd.settings import DaemonSettings, remove_address, write_address
 from agentd.spec import load_agent
 from agentd.store import SqlStore
+from agentd.store.contract import Store
+
+FORGET_EVERY = 300.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -292,11 +296,15 @@ async def serve_forever(settings: DaemonSettings, clock: Clock) -> None:
             tasks.create_task(metrics.follow(bus), name="metrics")
             await daemon.load()
             notify("READY=1")
-            reloading = tasks.create_task(_reload(daemon, reload), name="reload")
+            chores = [
+                tasks.create_task(_reload(daemon, reload), name="reload"),
+                tasks.create_task(_forget(store, settings), name="forget"),
+            ]
             await stop.wait()
             notify("STOPPING=1")
             log.info("stopping: runners finish their episodes")
-            reloading.cancel()
+            for chore in chores:
+                chore.cancel()
             await daemon.drain()
             await bus.aclose()
 
@@ -309,6 +317,19 @@ async def _reload(daemon: Daemon, asked: asyncio.Event) -> None:
             await daemon.load()
         except AgentdError as error:
             log.warning("reload failed; what runs goes on", error=str(error))
+
+
+async def _forget(store: Store, settings: DaemonSettings) -> None:
+    """Keep the store within its limits of age, count and size. What serves or may serve again is never forgotten."""
+    limit = parse_size(settings.keep_size) if settings.keep_size else None
+    while True:
+        await asyncio.sleep(FORGET_EVERY)
+        try:
+            pruned = await store.prune(keep_episodes=settings.keep_episodes, keep_days=settings.keep_days, keep_bytes=limit)
+        except AgentdError as error:
+            log.warning("old episodes could not be forgotten", error=str(error))
+        else:
+            log.debug("old episodes forgotten", episodes=pruned.episodes, steps=pruned.steps, traces=pruned.traces)
 
 
 def run(settings: DaemonSettings) -> int:

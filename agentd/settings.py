@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from agentd.configuration import check_duration, mistakes, parse_duration, read_toml, suggestion
+from agentd.configuration import check_duration, check_size, mistakes, parse_duration, read_toml, suggestion
 from agentd.errors import AgentdError, Mistake, SpecError
 
 PREFIX = "AGENTD_"
@@ -98,6 +98,12 @@ class DaemonSettings(BaseSettings):
     """How long runners may take to finish their episodes on SIGTERM; a text such as "30s" in the file, seconds here."""
     lease: Annotated[float, BeforeValidator(_seconds)] = 10.0
     """How long a runner goes on with a canary's pairs when it no longer hears of this daemon; then it serves the stable revision only."""
+    keep_days: Annotated[float, Field(gt=0)] | None = 30.0
+    """Episodes older than this are forgotten; releases, evidence, proposals and events stay. None: no limit, also for the next two."""
+    keep_episodes: Annotated[int, Field(ge=1)] | None = None
+    """The newest episodes of each agent that are kept."""
+    keep_size: Annotated[str, AfterValidator(check_size)] | None = "2GiB"
+    """What episodes may take in the store; the oldest traces go first, then steps, then episodes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     seed: int | None = None

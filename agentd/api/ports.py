@@ -42,6 +42,10 @@ class AgentStatus(Record, frozen=True):
     """Normalised scores of the stable revision, oldest first."""
     optimizer: str = "idle"
     """idle, or what it is doing or waiting for."""
+    budget_dollars: float | None = None
+    """What its optimizer may spend in a day; None: no limit."""
+    budget_remaining: float | None = None
+    """What of that is left."""
 
 
 class DaemonStatus(Record, frozen=True):

@@ -40,6 +40,8 @@ async def read_metrics(shared: Shared, request: Request) -> Response:
     for agent in agents:
         if agent.state is not None:
             metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
+        if agent.budget_dollars is not None and agent.budget_remaining is not None:
+            metrics.budget(agent.name, limit=agent.budget_dollars, remaining=agent.budget_remaining)
     metrics.forget_all_but({agent.name for agent in agents})
     metrics.store(queued=shared.store.queued, write_errors=shared.store.write_errors)
     return Response(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
