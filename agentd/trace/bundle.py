@@ -423,7 +423,7 @@ def _detached(value: Any) -> Node:
     source = value if isinstance(value, Node) else Node(value)
     for slot in ("_data", "_origin", "_name"):
         object.__setattr__(made, slot, getattr(source, slot))
-    made._form, made._inputs, made._extra, made._backwarded = _ROOT_FORM, (), None, False
+    made._form, made._inputs, made._extra, made._backwarded = _ROOT_FORM, (), None, None
     return made
 
 

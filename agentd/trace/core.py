@@ -61,7 +61,7 @@ class AbstractNode(Generic[T]):
     _data: Any
     _form: Form
     _origin: Origin
-    _backwarded: bool
+    _backwarded: object | None  # the mark of the backward that went through it
     _inputs: tuple[Any, ...]
     _extra: Extra | None
     _name: str | None
@@ -86,7 +86,7 @@ class AbstractNode(Generic[T]):
         self._origin = scope.origin
         self._name = None if name is None else str(name)
         self._extra = None
-        self._backwarded = False
+        self._backwarded = None
         if description or constraint is not None or info is not None:
             extra = self._more()
             if description:
@@ -206,7 +206,7 @@ class AbstractNode(Generic[T]):
 
         made: Node = object.__new__(Node)
         made._data, made._inputs, made._form, made._origin = value, (), ROOT_FORM, self._origin
-        made._name, made._extra, made._backwarded = name, None, False
+        made._name, made._extra, made._backwarded = name, None, None
         return made
 
     @property
@@ -315,7 +315,7 @@ class AbstractNode(Generic[T]):
         made._form = self._form
         made._origin = self._origin
         made._name = None if self._name is None else self._base.removeprefix(self._origin.prefix)
-        made._backwarded = False
+        made._backwarded = None
         made._extra = None
         if self._extra:
             made._extra = extra = copy.copy(self._extra)

@@ -39,7 +39,7 @@ def message(form: Form, value: Any, inputs: tuple[Any, ...], kind: type[MessageN
     made._form = form
     made._origin = scope.origin
     made._name = made._extra = None
-    made._backwarded = False
+    made._backwarded = None
     scope.append(made)
     return made
 

@@ -144,20 +144,59 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
     return order, parents
 
 
-def reachable(outputs: Iterable[AbstractNode]) -> list[Any]:
-    """`outputs` and everything that they were computed from, in no useful order."""
-    found: list[Any] = []
+def reachable(outputs: Iterable[AbstractNode]) -> tuple[list[Any], list[Any]]:
+    """`outputs` and everything that they were computed from, in no useful order: what has parents, and the roots.
+
+    Raises BackwardError where something has been backwarded.
+    """
+    computed: list[Any] = []
+    roots: list[Any] = []
     seen: set[int] = set()
-    for output in outputs:
-        if id(output) not in seen:
-            seen.add(id(output))
-            found.append(output)
-    for node in found:  # grows while it is gone through
-        for value in node._inputs:
-            if isinstance(value, AbstractNode) and id(value) not in seen:
-                seen.add(id(value))
-                found.append(value)
-    return found
+    queue = list(outputs)
+    for node in queue:  # grows while it is gone through
+        if id(node) not in seen:
+            seen.add(id(node))
+            if node._backwarded is not None:
+                raise _closed(node)
+            (computed if node._inputs else roots).append(node)
+            queue.extend([value for value in node._inputs if isinstance(value, AbstractNode) and id(value) not in seen])
+    return computed, roots
+
+
+def claim(outputs: Iterable[AbstractNode]) -> tuple[list[Any], list[Any]]:
+    """As reachable, but marks what has parents as backwarded; where it raises, nothing stays marked.
+
+    The mark is also the memory of what has been seen. A set would outgrow the processor's cache, and a node would take the longer the
+    larger its graph is. Roots are not marked: threads that know nothing of each other share parameters.
+    """
+    mark = object()
+    computed: list[Any] = []
+    roots: dict[int, Any] = {}
+    pending: list[Iterable[Any]] = [outputs]
+    for inputs in pending:  # grows while it is gone through
+        for node in inputs:
+            if not isinstance(node, AbstractNode) or (state := node._backwarded) is mark:
+                continue
+            if not node._inputs:
+                roots[id(node)] = node
+            elif state is None:
+                node._backwarded = mark
+                computed.append(node)
+                pending.append(node._inputs)
+            else:
+                release(computed)
+                raise _closed(node)
+    return computed, list(roots.values())
+
+
+def _closed(node: AbstractNode) -> BackwardError:
+    return BackwardError(f"{node.name} has been backwarded; retain_graph=True keeps it open")
+
+
+def release(nodes: Iterable[AbstractNode]) -> None:
+    """Opens `nodes` for another backward."""
+    for node in nodes:
+        node._backwarded = None
 
 
 def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
@@ -215,12 +254,13 @@ def backward(outputs: Sequence[tuple[AbstractNode, Any]], propagator: Propagator
     from agentd.trace.propagators import GraphPropagator  # noqa: PLC0415 - propagators are made of this module's parts
 
     propagator = GraphPropagator() if propagator is None else propagator
-    reached = reachable([output for output, _ in outputs])
-    for node in reached:
-        if node._backwarded:
-            raise BackwardError(f"{node.name} has been backwarded; retain_graph=True keeps it open")
-    propagator.run(outputs, reached)
-    if not retain_graph:
-        for node in reached:
-            if node._inputs:
-                node._backwarded = True
+    ends = [output for output, _ in outputs]
+    if retain_graph:
+        propagator.run(outputs, reachable(ends)[1])
+        return
+    computed, roots = claim(ends)
+    try:
+        propagator.run(outputs, roots)
+    except BaseException:
+        release(computed)
+        raise

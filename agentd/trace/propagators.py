@@ -78,12 +78,12 @@ class Propagator(AbstractPropagator):
         del child
         raise TypeError(f"{type(self).__name__} does not say how to propagate")
 
-    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], roots: Sequence[Any]) -> None:
         """The reverse sweep: children before parents, each node once; roots keep what arrives, the others pass it on.
 
-        `reached` are the outputs and all that they were computed from, in any order.
+        `roots` are the nodes without parents among what the outputs were computed from.
         """
-        del reached
+        del roots
         order, parents = topological([output for output, _ in outputs])
         for output, feedback in outputs:
             output._add_feedback(ORACLE, self.init_feedback(output, feedback))
@@ -224,14 +224,13 @@ class GraphPropagator(Propagator):
         """The cases that the children sent, together."""
         return functools.reduce(TraceGraph.__add__, [item for items in feedback.values() for item in items], TraceGraph())
 
-    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], reached: Sequence[Any]) -> None:
+    def run(self, outputs: Sequence[tuple[AbstractNode, Any]], roots: Sequence[Any]) -> None:
         """As Propagator.run; for one output without exceptions each root is told directly."""
         if self.override or len(outputs) != 1:
-            super().run(outputs, reached)
+            super().run(outputs, roots)
             return
         # One output and no exceptions: every ancestor gets the same, so only the roots need to be told.
         output, feedback = outputs[0]
         made = self.init_feedback(output, feedback)
-        for node in reached:
-            if not node._inputs:
-                node._add_feedback(output, made)
+        for node in roots:
+            node._add_feedback(output, made)

@@ -67,6 +67,30 @@ def _cut(line: str, margin: int) -> str:
     return line[margin:] if line[:margin].isspace() else line.lstrip() if margin else line
 
 
+def placed(source: str, margin: str, step: str = "") -> str:
+    """The inverse of `definition`: a function's text moved in by `margin`; with `step`, that replaces its own step of indentation.
+
+    Lines that begin inside a string stay as they are. Raises TraceError for what is no single function.
+    """
+    function = parse(source)
+    lines = source.split("\n")
+    kept = _inside_strings(function)
+    first = function.body[0]
+    own = lines[first.lineno - 1][: first.col_offset] if first.lineno > function.lineno else ""
+    return "\n".join(
+        line if number in kept or not line.strip() else margin + _restepped(line, own, step or own) for number, line in enumerate(lines, 1)
+    )
+
+
+def _restepped(line: str, own: str, step: str) -> str:
+    if not own or own == step:
+        return line
+    depth = 0
+    while line.startswith(own, depth * len(own)):
+        depth += 1
+    return step * depth + line[depth * len(own) :]
+
+
 def _inside_strings(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[int]:
     """The lines that begin inside a string: their indentation is content. Docstrings are left out, theirs is not."""
     documentation = function.body[0].value if function.body and isinstance(function.body[0], ast.Expr) else None

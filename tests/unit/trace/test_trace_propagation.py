@@ -41,6 +41,28 @@ def test_a_second_backward_needs_a_retained_graph():
         (y + 1).backward("d")
 
 
+def test_a_backward_that_fails_leaves_the_graph_as_it_was():
+    x = node(1, trainable=True)
+    first, second = x + 1, x * 2
+    first.backward("closes it")
+    x.zero_feedback()
+    with pytest.raises(BackwardError, match="add"):
+        (second - first).backward("meets it")
+    assert not x.feedback
+    second.backward("is still open", retain_graph=True)
+
+    def refuse(child):
+        raise ValueError(child.name)
+
+    propagator = SumPropagator()
+    propagator.register("multiply", refuse)
+    with pytest.raises(ValueError, match="multiply"):
+        second.backward("fails", propagator=propagator)
+    second.backward("is open after the failure too")
+    with pytest.raises(BackwardError):
+        second.backward("is closed now")
+
+
 def test_the_problem_is_the_paths_from_parameters_with_side_inputs_cut():
     w = node(2, trainable=True, name="w")
     upstream = node(1) + 1
@@ -240,7 +262,7 @@ def test_live_feedback_reaches_exactly_the_ancestors_and_exports_agree(parents, 
     made[output].backward("f")
     for index, above in enumerate(parents):
         wanted = reaches(parents, output, index)
-        assert (bool(made[index].feedback) if not above else made[index]._backwarded) == wanted
+        assert (bool(made[index].feedback) if not above else made[index]._backwarded is not None) == wanted
     order, positions = topological([made[output]])
     assert all(parent < index for index, above in enumerate(positions) for parent in above)
     frozen = export(graph, made[output])
