@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Tests talk to a real broker, and promtool checks the alerting rules.
+# Tests talk to a real broker, and promtool checks the metrics.
 tools:
 	$(call debian,command -v mosquitto && command -v promtool,mosquitto prometheus)
 
