@@ -4,15 +4,17 @@
 """
 
 import enum
+import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError
 
+from agentd.cases import read_cases
 from agentd.configuration import Section, check_duration, check_size, parse_duration, parse_size, read_toml, validate
 from agentd.errors import Mistake, SpecError
 from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, Space, WatchSettings
@@ -78,6 +80,15 @@ class EnvironmentKind(enum.StrEnum):
 
     GYMNASIUM = "gymnasium"
     MQTT = "mqtt"
+    DATASET = "dataset"
+    PYTHON = "python"
+
+
+_KEYS_OF_KINDS = {
+    "id": (EnvironmentKind.GYMNASIUM, 'the registered name of the environment, such as "CartPole-v1"'),
+    "entrypoint": (EnvironmentKind.PYTHON, 'a class or a function in this folder, such as "plant:Plant"'),
+    "dataset": (EnvironmentKind.DATASET, '{ path = "cases.jsonl" }, with a JSON object such as {"input": ..., "reference": ...} a line'),
+}
 
 
 class AgentSection(Section):
@@ -100,6 +111,23 @@ class MqttSection(Section):
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
     observation_timeout: Seconds = 5.0
     max_payload: Annotated[int, Field(ge=64)] = 65_536
+
+
+class DatasetSection(Section):
+    """`[environment.dataset]`: a file with one JSON object a line. `validation` is the share of the inputs that only decide."""
+
+    path: str
+    input: str = "input"
+    reference: str = "reference"
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    digest: str = ""
+    """Of the cases: `load_agent` notes it, so that an edited file makes the agent begin anew; nobody writes it."""
+
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What isn't the author's to say."""
+        if "digest" in table:
+            yield "digest", "not to be written: it follows from the cases"
 
 
 class SpaceSection(Section):
@@ -139,13 +167,18 @@ class EnvironmentSection(Section):
 
     kind: EnvironmentKind
     id: str | None = None
+    entrypoint: str | None = None
+    """Python only: a class with `reset` and `step`, or a function of the action (agentd.environments.python)."""
     args: dict[str, Any] = Field(default_factory=dict)
     devices: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Gymnasium only: how many copies of the environment run side by side."""
+    """How many copies of an environment in the runner's process run side by side."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
     episode_interval: Annotated[float, Field(ge=0)] = 0.0
     """Seconds of rest before an episode that nobody waits for, so that a fast simulation doesn't keep a core busy for ever."""
     mqtt: MqttSection = MqttSection()
+    dataset: DatasetSection | None = None
+    folder: str = ""
+    """Where the agent's files are: `load_agent` notes it for the runner, nobody writes it."""
     safe_action: SafeActionSection | None = None
     observation_space: SpaceSection | None = None
     action_space: SpaceSection | None = None
@@ -153,17 +186,11 @@ class EnvironmentSection(Section):
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """What each kind needs, and a safe action outside the action space."""
-        kind, safe_action = table.get("kind"), table.get("safe_action")
+        safe_action = table.get("safe_action")
         value = safe_action.get("value") if isinstance(safe_action, Mapping) else None
-        if kind == EnvironmentKind.GYMNASIUM and not table.get("id"):
-            yield "id", 'required for kind "gymnasium": the registered name of the environment, such as "CartPole-v1"'
-        if kind == EnvironmentKind.MQTT:
-            if value is None:
-                yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
-            if "devices" in table:
-                yield "devices", 'only for kind "gymnasium"; the devices of kind "mqtt" announce themselves'
-            if "id" in table:
-                yield "id", 'only for kind "gymnasium"'
+        yield from _kind_mistakes(table, value)
+        if "folder" in table:
+            yield "folder", "not to be written: it is the folder of this file"
         try:
             section = SpaceSection.model_validate(table["action_space"])
         except (KeyError, ValidationError):
@@ -171,6 +198,23 @@ class EnvironmentSection(Section):
         outside = None if value is None else why_outside(space_record(section), value)
         if outside is not None:
             yield "safe_action.value", f"{outside}: that is the action space"
+
+
+def _kind_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[str, str]]:
+    """Keys that an environment's kind lacks or doesn't know."""
+    kind = table.get("kind")
+    for key, (owner, wanted) in _KEYS_OF_KINDS.items():
+        if kind == owner and not table.get(key):
+            yield key, f'required for kind "{kind}": {wanted}'
+        elif kind in list(EnvironmentKind) and kind != owner and key in table:
+            yield key, f'only for kind "{owner}"'
+    if kind == EnvironmentKind.MQTT:
+        if safe_value is None:
+            yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
+        if "devices" in table:
+            yield "devices", 'not for kind "mqtt", whose devices announce themselves'
+    if kind == EnvironmentKind.PYTHON and safe_value is None and "action_space" not in table:
+        yield "safe_action", 'required for kind "python" without an action_space: { value = the action when the policy has none }'
 
 
 class MetricSection(Section):
@@ -326,11 +370,13 @@ class AgentSpec(Section):
 
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """An environment without an action space whose limits should be those of its space."""
+        """An environment without an action space whose limits should be those of its space, and cases that nobody could judge."""
         environment, guardrails = _table(table, "environment"), _table(table, "guardrails")
         limits = guardrails.get("action_limits", "space")
         if environment.get("kind") == EnvironmentKind.MQTT and "action_space" not in environment and limits == "space":
             yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
+        if environment.get("kind") == EnvironmentKind.DATASET and "feedback" not in table:
+            yield "feedback", 'required for kind "dataset": a function that compares the answer with the reference'
 
 
 # --- conversions to records -----------------------------------------------------------------------------------------
@@ -403,11 +449,15 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     # Files and entrypoints are checked even where the table has mistakes: the author wants to hear of everything at once.
     files, unreadable = read_files(folder, _texts(data, "agent", "include"))
     found.extend(unreadable)
-    for section, wanted in (("agent", "a class or factory"), ("feedback", "a function")):
+    environment = spec.environment if spec else None
+    if environment is not None:
+        environment, unusable = _located(environment, folder, _texts(data, "agent", "include"))
+        found.extend(unusable)
+    for section, wanted in (("agent", "a class or factory"), ("environment", "a class or a function"), ("feedback", "a function")):
         entrypoint = _table(data, section).get("entrypoint")
         if isinstance(entrypoint, str):
             found.extend(check_entrypoint(entrypoint, files, file=str(path), folder=folder, key=f"{section}.entrypoint", wanted=wanted))
-    if spec is None or found:
+    if spec is None or environment is None or found:
         raise SpecError(found)
     hashed = {
         "environment": _hashed(spec.environment),
@@ -418,7 +468,31 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     source = make_source(
         files, spec.agent.entrypoint, spec.agent.args, spec.feedback.entrypoint if spec.feedback else None, hashed, file=str(path)
     )
-    return spec, source
+    # What was noted is not hashed: no revision changes because its folder was moved, or cases were added.
+    return spec.model_copy(update={"environment": environment}), source
+
+
+def _located(environment: EnvironmentSection, folder: Path, include: Iterable[str]) -> tuple[EnvironmentSection, list[Mistake]]:
+    """The section with what the runner needs to find its files; and what is wrong with the file of cases, if there is to be one.
+
+    An `include` that names it would show the policy the references.
+    """
+    located = environment.model_copy(update={"folder": str(folder.absolute())})
+    section = environment.dataset
+    if section is None:
+        return located, []
+    path = folder / section.path
+    try:
+        cases = read_cases(path, input_key=section.input, reference_key=section.reference)
+    except SpecError as error:
+        return located, list(error.mistakes)
+    shown = [
+        Mistake(str(folder / "agent.toml"), f"agent.include[{position}]", "names the data set: the policy could read the references")
+        for position, pattern in enumerate(include)
+        if pattern and not PurePosixPath(pattern).is_absolute() and path.resolve() in {found.resolve() for found in folder.glob(pattern)}
+    ]
+    digest = hashlib.sha256(" ".join(case.id for case in cases).encode()).hexdigest()[:16]
+    return located.model_copy(update={"dataset": section.model_copy(update={"digest": digest})}), shown
 
 
 def _hashed(section: BaseModel) -> dict[str, Any]:

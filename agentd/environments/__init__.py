@@ -1,4 +1,4 @@
-"""Where an agent acts: Gymnasium environments in this process, and plants behind MQTT. The contract is in `contract`."""
+"""Where an agent acts: environments, data sets and callables in this process, and plants behind MQTT. The contract is in `contract`."""
 
 from agentd.environments.contract import Begun, Change, Counters, Device, Environment, Joined, Left, Linked, Transition
 from agentd.environments.factory import make_environment

@@ -16,7 +16,7 @@ from typing import Protocol, Self, runtime_checkable
 
 import msgspec
 
-from agentd.records import Space, Value
+from agentd.records import Purpose, Space, Value
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +57,11 @@ class Device(Protocol):
     seedable: bool
     labels: Mapping[str, str]
 
-    async def reset(self, episode: str, seed: int | None, max_steps: int) -> Transition:
-        """Begin an episode; the transition holds the first observation only. Raises PlantLost or PlantError."""
+    async def reset(self, episode: str, seed: int | None, max_steps: int, purpose: Purpose = Purpose.NORMAL) -> Transition:
+        """Begin an episode; the transition holds the first observation only. Raises PlantLost or PlantError.
+
+        `purpose` is for devices that hold something back for comparisons; a plant is the same whatever its episode is for.
+        """
         ...
 
     async def step(self, action: Value, *, revision: str, safe: bool) -> Transition:

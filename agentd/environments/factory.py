@@ -1,11 +1,14 @@
 """From an agent's specification to its environment."""
 
 import random
+from pathlib import Path
 
 from agentd.clock import Clock
 from agentd.environments.contract import Environment
+from agentd.environments.dataset import make_dataset
 from agentd.environments.gymnasium import GymnasiumEnvironment
 from agentd.environments.mqtt import MqttEnvironment
+from agentd.environments.python import make_python
 from agentd.environments.spaces import fit
 from agentd.errors import PlantError
 from agentd.spec import AgentSpec, EnvironmentKind, space_record
@@ -24,12 +27,28 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         return GymnasiumEnvironment(
             section.id, args=section.args, devices=section.devices, max_steps=section.max_steps, safe_action=safe_action, clock=clock
         )
+    spaces = (space_record(section.observation_space), space_record(section.action_space))
+    if section.kind is EnvironmentKind.DATASET:
+        if section.dataset is None:
+            raise PlantError("[environment.dataset] is missing: the file with the cases")
+        return make_dataset(section.dataset, Path(section.folder), devices=section.devices, spaces=spaces, clock=clock)
+    if section.kind is EnvironmentKind.PYTHON:
+        if section.entrypoint is None:
+            raise PlantError("[environment] entrypoint is missing: a class or a function of the agent's folder")
+        return make_python(
+            section.entrypoint,
+            Path(section.folder),
+            args=section.args,
+            devices=section.devices,
+            spaces=spaces,
+            safe_action=safe_action,
+            clock=clock,
+        )
     address = section.mqtt.broker or broker
     if address is None:
         raise PlantError("no MQTT broker: set [environment.mqtt] broker, or the daemon's")
-    action_space = space_record(section.action_space)
     try:
-        safe_action = fit(action_space, safe_action)
+        safe_action = fit(spaces[1], safe_action)
     except ValueError as error:
         raise PlantError(f"[environment.safe_action] value: {error}") from error
     return MqttEnvironment(
@@ -37,7 +56,7 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         session=session,
         broker=address,
         settings=section.mqtt,
-        spaces=(space_record(section.observation_space), action_space),
+        spaces=spaces,
         safe_action=safe_action,
         clock=clock,
         generator=generator,

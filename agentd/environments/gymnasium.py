@@ -4,33 +4,31 @@ An observation is handed over without a pace of its own; a slow simulation holds
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from agentd.clock import Clock
-from agentd.environments.contract import Begun, Change, Counters, Joined, Transition
-from agentd.environments.spaces import fit, from_gymnasium, safe_default
+from agentd.environments.contract import Transition
+from agentd.environments.inprocess import InProcessDevice, InProcessEnvironment
+from agentd.environments.spaces import fit, from_gymnasium, plain_info, safe_default
 from agentd.errors import PlantError
-from agentd.records import Space, Value
+from agentd.records import Purpose, Space, Value
 
 
-class GymnasiumDevice:
+class GymnasiumDevice(InProcessDevice):
     """One copy of the environment."""
 
-    seedable = True
-
     def __init__(self, id: str, plant: Any, spaces: tuple[Space, Space], clock: Clock) -> None:  # noqa: A002 - the contract's name
-        self.id = id
-        self.labels: Mapping[str, str] = {}
+        super().__init__(id)
         self._plant = plant
         self._observation_space, self._action_space = spaces
         self._clock = clock
         self._tick = 0
         self._max_steps = 0
 
-    async def reset(self, episode: str, seed: int | None, max_steps: int) -> Transition:  # noqa: ARG002 - an episode has no name in Gymnasium
+    async def reset(self, episode: str, seed: int | None, max_steps: int, purpose: Purpose = Purpose.NORMAL) -> Transition:  # noqa: ARG002 - an episode has neither name nor purpose in Gymnasium
         """Begin an episode, as the contract says."""
         self._tick = 0
         self._max_steps = max_steps
@@ -50,14 +48,6 @@ class GymnasiumDevice:
         self._tick += 1
         truncated = bool(truncated) or self._tick >= self._max_steps
         return self._transition(observation, float(reward), terminated=bool(terminated), truncated=truncated, info=info)
-
-    async def begun(self) -> Begun:
-        """A simulation never begins by itself: this waits for ever."""
-        never: asyncio.Future[Begun] = asyncio.get_running_loop().create_future()
-        return await never
-
-    async def rest(self, action: Value) -> None:
-        """A simulation that isn't stepped stands still already."""
 
     async def aclose(self) -> None:
         """Release what is held."""
@@ -80,24 +70,13 @@ class GymnasiumDevice:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            info=_plain(info),
+            info=plain_info(info),
             tick=self._tick,
             received_at=self._clock.monotonic(),
         )
 
 
-def _plain(info: Mapping[str, Any]) -> dict[str, Value]:
-    """What of an environment's info can cross a border: numbers, words and arrays of numbers."""
-    plain: dict[str, Value] = {}
-    for key, value in info.items():
-        if isinstance(value, np.generic):
-            plain[str(key)] = value.item()
-        elif isinstance(value, bool | int | float | str | type(None)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
-            plain[str(key)] = value
-    return plain
-
-
-class GymnasiumEnvironment:
+class GymnasiumEnvironment(InProcessEnvironment):
     """`devices` copies of the environment `id`, named `sim-1`, `sim-2`, ..."""
 
     def __init__(
@@ -110,41 +89,14 @@ class GymnasiumEnvironment:
         safe_action: Value,
         clock: Clock,
     ) -> None:
-        self.counters = Counters()
         plants = [_make(id, args, max_steps) for _ in range(devices)]
-        self.observation_space = from_gymnasium(plants[0].observation_space)
-        self.action_space = from_gymnasium(plants[0].action_space)
+        spaces = (from_gymnasium(plants[0].observation_space), from_gymnasium(plants[0].action_space))
         try:
-            self.safe_action = safe_default(self.action_space) if safe_action is None else fit(self.action_space, safe_action)
+            safe_action = safe_default(spaces[1]) if safe_action is None else fit(spaces[1], safe_action)
         except ValueError as error:
             raise PlantError(f"the safe action is not in the action space of {id}: {error}") from error
-        spaces = (self.observation_space, self.action_space)
-        self._devices = [GymnasiumDevice(f"sim-{number}", plant, spaces, clock) for number, plant in enumerate(plants, 1)]
-
-    @property
-    def connected(self) -> bool:
-        """Whether devices can be reached now."""
-        return True
-
-    async def changes(self) -> AsyncIterator[Change]:
-        """Devices as they join and leave, as the contract says."""
-        for device in self._devices:
-            yield Joined(device)
-        await asyncio.get_running_loop().create_future()  # none ever joins or leaves later
-
-    async def announce(self, status: str) -> None:
-        """Nobody listens to a simulation."""
-
-    async def aclose(self) -> None:
-        """Release what is held."""
-        for device in self._devices:
-            await device.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
+        copies = [GymnasiumDevice(f"sim-{number}", plant, spaces, clock) for number, plant in enumerate(plants, 1)]
+        super().__init__(copies, spaces, safe_action)
 
 
 def _make(id: str, args: Mapping[str, Any], max_steps: int) -> Any:  # noqa: A002 - Gymnasium's word

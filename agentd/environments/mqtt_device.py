@@ -11,7 +11,7 @@ from agentd.clock import Clock
 from agentd.environments.contract import Begun, Counters, Transition
 from agentd.environments.spaces import fit
 from agentd.errors import PlantLost
-from agentd.records import Space, Value
+from agentd.records import Purpose, Space, Value
 from agentd.spec import MqttSection
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ class MqttDevice:
 
     # --- the contract -------------------------------------------------------------------------------------------------
 
-    async def reset(self, episode: str, seed: int | None, max_steps: int) -> Transition:
+    async def reset(self, episode: str, seed: int | None, max_steps: int, purpose: Purpose = Purpose.NORMAL) -> Transition:  # noqa: ARG002 - a plant isn't told what an episode is for
         """Begin an episode, as the contract says."""
         self._check()
         self._open(episode)

@@ -1,7 +1,7 @@
 """Spaces: from Gymnasium, and what a value looks like inside one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,27 @@ def fit(space: Space, value: Value) -> Value:
     if space.kind == "box":
         return _fit_box(space, value)
     return value
+
+
+def plain_info(info: Mapping[str, Any]) -> dict[str, Value]:
+    """What of an environment's info can cross a border: numbers, words and arrays of numbers, also in lists and tables."""
+    plain = {str(key): _plain(value) for key, value in info.items()}
+    return {key: value for key, value in plain.items() if value is not _LEFT_OUT}
+
+
+_LEFT_OUT = object()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bool | int | float | str | type(None)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        return value
+    if isinstance(value, Mapping):
+        return plain_info(value)
+    if isinstance(value, list | tuple):
+        return [item for item in map(_plain, value) if item is not _LEFT_OUT]
+    return _LEFT_OUT
 
 
 def _fit_discrete(space: Space, value: Value) -> int:

@@ -182,7 +182,7 @@ class DeviceLoop:
             self._losses += 1  # a policy that can't even begin must not spin
             return True
         try:
-            first = await self._device.reset(recording.id, recording.seed, self._control.max_steps)
+            first = await self._device.reset(recording.id, recording.seed, self._control.max_steps, recording.purpose)
         except PlantError as error:
             self._lost(recording, pilot, error)
             return False

@@ -144,8 +144,10 @@ class PolicyProgram:
         seat = self._seats[request.device]
         if seat.observation is None:
             return None
-        last = seat.observe(request.final_observation) if request.final_observation is not None else seat.observation
+        last = seat.observation if request.final_observation is None else seat.observe(request.final_observation)
         inputs: dict[str, Any] = {"observation": last}
+        if request.final_observation is None and isinstance(seat.action, AbstractNode) and seat.error is None:
+            last, inputs = seat.action, {"answer": seat.action}  # of a request the answer is the output
         if seat.error is not None:
             inputs["error"] = seat.error
         end = seat.graph.message("episode_end", inputs, _plain(last), "The end of the episode.")

@@ -151,7 +151,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_key_and_what_is_expected(fo
         "agent.include[0]": "names no file",
         "agent.include[1]": "a path inside the folder",
         "environment.safe_action": 'required for kind "mqtt"',
-        "environment.devices": 'only for kind "gymnasium"',
+        "environment.devices": 'not for kind "mqtt"',
         "environment.mqtt.brokr": 'did you mean "broker"?',
         "metrics[0].range": "from a lower to a higher number",
         'parameters."a b"': "an attribute path",
@@ -179,7 +179,8 @@ def test_every_mistake_names_the_file(folder) -> None:
     folder.edit('kind = "gymnasium"', 'kind = "boat"')
     with pytest.raises(SpecError) as caught:
         folder.load()
-    assert str(caught.value) == f"{folder.path}/agent.toml: environment.kind: should be 'gymnasium' or 'mqtt', not \"boat\""
+    expected = "should be 'gymnasium', 'mqtt', 'dataset' or 'python', not \"boat\""
+    assert str(caught.value) == f"{folder.path}/agent.toml: environment.kind: {expected}"
 
 
 def test_a_syntax_error_comes_with_its_line(folder) -> None:
