@@ -105,6 +105,7 @@ class HostedAgent:
         self._problem = "starting"
         self._trouble = ""
         """What is wrong though the agent serves."""
+        self._feedback_failure = ""
         self._drain_timeout = 0.0
         self._draining = asyncio.Event()
         self.logs: deque[str] = deque(maxlen=1000)
@@ -354,8 +355,10 @@ class HostedAgent:
                 failed=feedback.failed,
             )
         )
-        if feedback.failed and episode.outcome is not Outcome.LOST:
-            await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
+        if episode.outcome is not Outcome.LOST:
+            if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
+                await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
+            self._feedback_failure = feedback.failed
         async with keeper.deciding:
             await parts.releases.observe(episode, feedback)
             if self._is_watched(keeper, episode, feedback):

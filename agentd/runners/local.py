@@ -40,7 +40,7 @@ __all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "
 
 CONNECT_TIMEOUT = 5.0
 _REPLACE_TIMEOUT = 10.0
-ANSWER_TIMEOUT = 15.0
+ANSWER_TIMEOUT = 10.0
 """Seconds in which a runner answers what costs it no work. One that doesn't is as good as dead, and is replaced."""
 LOAD_TIMEOUT = 60.0
 SCREEN_TIMEOUT = 600.0
