@@ -258,13 +258,13 @@ class Hosted:
 
         return await self.until(good)
 
-    async def until_scored(self, count: int, agent: str = "cartpole") -> None:
+    async def until_scored(self, count: int, agent: str = "cartpole", limit: float = 45.0) -> None:
         """Wait until the daemon has taken in so many episodes of the agent since it started."""
 
         async def scored() -> bool:
             return (await self.agent(agent)).get("episodes", 0) >= count
 
-        await self.until(scored)
+        await self.until(scored, limit)
 
     async def until_phase(self, release: str, *phases: str) -> dict[str, Any]:
         """Wait until a release is in one of the phases."""

@@ -12,7 +12,7 @@ import structlog
 
 from agentd.api.ports import AgentStatus
 from agentd.clock import Clock
-from agentd.errors import AgentdError, NotFound, ReleaseError, RunnerError, SandboxError, leaves
+from agentd.errors import AgentdError, NotFound, ReleaseError, RunnerError, SandboxError, StoreUnavailable, leaves
 from agentd.events import EventBus
 from agentd.hosting.improver import Improver, budget_limits
 from agentd.hosting.judge import Judge
@@ -48,6 +48,8 @@ from agentd.store.contract import Store
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 EPISODES_AHEAD = 64
+STORE_DELAY = 2.0
+"""Seconds until a store that could not be written is tried again: that costs nothing, and nothing is learned before it works."""
 LAST_EPISODES = 2.0
 """Seconds for judging what a runner handed over at its end."""
 DETAIL_LIMIT = 4000
@@ -106,6 +108,7 @@ class HostedAgent:
         self._trouble = ""
         """What is wrong though the agent serves."""
         self._feedback_failure = ""
+        self._store_failed = False
         self._drain_timeout = 0.0
         self._draining = asyncio.Event()
         self.logs: deque[str] = deque(maxlen=1000)
@@ -121,6 +124,7 @@ class HostedAgent:
                 await self._host()
             except* Exception as group:  # whatever it is, it is this agent's: the others go on
                 self._problem = "; ".join(str(error) or repr(error) for error in leaves(group))
+                self._store_failed = all(isinstance(error, StoreUnavailable) for error in leaves(group))
                 if any(not isinstance(error, AgentdError | OSError) for error in leaves(group)):
                     log.exception("agent failed by a fault of agentd", agent=self.name)
             if self._draining.is_set():
@@ -129,6 +133,8 @@ class HostedAgent:
                 attempt = 0  # it had been well for a while
             delay = RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)]
             attempt += 1
+            if self._store_failed:
+                delay = min(delay, STORE_DELAY)
             log.warning("agent failed", agent=self.name, problem=self._problem, again_in=delay)
             with contextlib.suppress(AgentdError):
                 await self._tell_failure()
