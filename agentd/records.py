@@ -335,6 +335,8 @@ class Problem(Record, frozen=True):
     graph: TraceGraph | None = None
     instruction: str = ""
     outcome: Outcome = Outcome.FINISHED
+    rewards: tuple[float | None, ...] = ()
+    """Of each tick, where there are any: the worst tick of a long episode is shown."""
 
 
 class MemoryEntry(Record, frozen=True):

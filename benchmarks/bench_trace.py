@@ -7,6 +7,7 @@ this interpreter is tried, and otherwise the ratios are missing. Both libraries 
 """
 
 import argparse
+import asyncio
 import gc
 import importlib
 import json
@@ -317,21 +318,42 @@ class Workloads:
         return best * 1e3
 
     def prompt_ratio_10000_to_100_ticks(self):
+        """Of the whole text that OptoPrime sends to a model, both with its default budget."""
         if not self.ours:
             return None
-        from agentd.trace.export import Limits, export  # noqa: PLC0415 - as above
-        from agentd.trace.folding import estimate_tokens, fold  # noqa: PLC0415 - as above
+        return len(self._prompt(10_000)) / len(self._prompt(100))
+
+    def prompt_10000_ticks_characters(self):
+        return len(self._prompt(10_000)) if self.ours else None
+
+    def _prompt(self, ticks):
+        from agentd.opto.contract import OptimizerContext  # noqa: PLC0415 - the peer's interpreter has no agentd
+        from agentd.opto.optoprime import OptoPrime  # noqa: PLC0415 - as above
+        from agentd.records import Feedback, Problem  # noqa: PLC0415 - as above
+        from agentd.trace.export import export  # noqa: PLC0415 - as above
+        from agentd.trace.parameters import describe, find_parameters  # noqa: PLC0415 - as above
         from agentd.trace.propagation import minimal_subgraph  # noqa: PLC0415 - as above
 
-        sizes = []
-        for ticks in (100, 10_000):
-            frozen = export(*self._control_episode(ticks), Limits(nodes=10**6))
-            sizes.append(estimate_tokens(fold(minimal_subgraph(frozen, frozen.output), budget=4_000)))
-        return sizes[1] / sizes[0]
+        program = {"gain": self.trace.node(1.0, trainable=True)}
+        parameters = tuple(describe(path, node) for path, node in find_parameters(program).items())
+        frozen = export(*self._control_episode(ticks, program["gain"]))
+        objective, values = "Keep the pole upright.", {"gain": 1.0}
+        context = OptimizerContext(agent="bench", stable="r0", parameters=parameters, values=values, objective=objective, at=0.0)
+        problem = Problem(
+            episode="e0",
+            objective=objective,
+            parameters=parameters,
+            values=values,
+            feedback=Feedback(episode="e0", score=0.5, normalised=0.5, text="It drifted to the right."),
+            graph=minimal_subgraph(frozen, frozen.output),
+            rewards=tuple(1.0 for _ in range(ticks)),
+        )
+        llm = _Listener()
+        asyncio.run(OptoPrime(context, llm).propose([problem], [], seed=1))
+        return llm.heard
 
-    def _control_episode(self, ticks):
-        node = self.trace.node
-        gain = node(1.0, trainable=True)
+    def _control_episode(self, ticks, gain=None):
+        gain = self.trace.node(1.0, trainable=True) if gain is None else gain
         with self.trace.Graph() as graph:
             observation = graph.message("environment_reset", {}, [0.0, 0.0, 0.1, 0.2])
             for tick in range(ticks):
@@ -341,6 +363,16 @@ class Workloads:
                 observation = graph.message("environment_step", {"observation": observation, "action": push}, step)
             end = graph.message("episode_end", {"observation": observation}, None)
         return graph, end
+
+
+class _Listener:
+    """A model that remembers what it was asked."""
+
+    async def complete(self, request):
+        from agentd.opto.contract import LlmReply  # noqa: PLC0415 - the peer's interpreter has no agentd
+
+        self.heard = "\n".join(message.content for message in request.messages)
+        return LlmReply(text='{"reasoning": "more", "suggestion": {"gain": 2.0}}', model="listener")
 
 
 class _Nothing:
@@ -375,7 +407,8 @@ FIGURES = {  # name: (unit, target, whether more is better)
     "cartpole_episodes_per_s": ("episodes/s, traced cartpole of 200 ticks", "", True),
     "battleship_episodes_per_s": ("episodes/s, traced battleship of 60 shots", "", True),
     "export_500_ticks_ms": ("ms to export and encode 500 ticks of 10 operators", "< 30", False),
-    "prompt_ratio_10000_to_100_ticks": ("size of a folded problem, 10,000 ticks to 100", "<= 1.3", False),
+    "prompt_ratio_10000_to_100_ticks": ("OptoPrime's prompt for 10,000 ticks to that for 100", "<= 1.3", False),
+    "prompt_10000_ticks_characters": ("characters of OptoPrime's prompt for 10,000 ticks of 10 operators", "", False),
 }
 
 
@@ -409,7 +442,12 @@ def main():
         return
     peer = find_peer(options.peer)
     results = {}
-    for name in FIGURES:
+    if not options.json:
+        print(f"Python {platform.python_version()}, {os.cpu_count()} cores of {processor()}, {platform.system()} {platform.release()}")
+        if not peer:
+            print("trace-opt is not installed here (--peer names an interpreter that has it): no ratios")
+        print(f"{'agentd':>12} {'trace-opt':>12} {'better':>9}  {'target':<8} what")
+    for name, (unit, target, more_is_better) in FIGURES.items():
         ours, theirs = [], []
         for _ in range(1 if options.quick else ROUNDS):  # in turns, so that a busy machine is busy for both
             ours.append(measure(sys.executable, "agentd.trace", name, options.quick))
@@ -417,21 +455,26 @@ def main():
                 theirs.append(measure(peer, "opto.trace", name, options.quick))
         mine = statistics.median(ours)
         other = statistics.median(theirs) if theirs and theirs[0] is not None else None
-        more_is_better = FIGURES[name][2]
         ratio = None if other is None or not mine or mine <= 0 else (mine / other if more_is_better else other / mine)
-        results[name] = {"agentd": mine, "trace_opt": other, "times_better": ratio}
+        results[name] = {"agentd": mine, "agentd_rounds": ours, "trace_opt": other, "trace_opt_rounds": theirs, "times_better": ratio}
+        if not options.json:
+            peers = "-" if other is None else f"{other:.4g}"
+            better = "-" if ratio is None else f"{ratio:.0f}x"
+            print(f"{mine:>12.4g} {peers:>12} {better:>9}  {target:<8} {unit}", flush=True)
+    load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     if options.json:
-        print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "figures": results}, indent=2))
-        return
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}")
-    if not peer:
-        print("trace-opt is not installed here (--peer names an interpreter that has it): no ratios")
-    print(f"{'agentd':>12} {'trace-opt':>12} {'better':>9}  {'target':<8} what")
-    for name, figures in results.items():
-        unit, target, _ = FIGURES[name]
-        other = "-" if figures["trace_opt"] is None else f"{figures['trace_opt']:.4g}"
-        ratio = "-" if figures["times_better"] is None else f"{figures['times_better']:.0f}x"
-        print(f"{figures['agentd']:>12.4g} {other:>12} {ratio:>9}  {target:<8} {unit}")
+        print(json.dumps({"machine": processor(), "cores": os.cpu_count(), "load": load, "figures": results}, indent=2))
+    else:
+        print(f"median of {1 if options.quick else ROUNDS} rounds; load at the end: {load}")
+
+
+def processor():
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

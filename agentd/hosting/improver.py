@@ -216,6 +216,7 @@ class Improver:
             feedback = await self._keeper.store.feedback(summary.id)
             if feedback is None:
                 continue
+            episode = await self._keeper.store.episode(summary.id)
             encoded = await self._keeper.store.trace(summary.id)
             graph = await asyncio.to_thread(_minimal, encoded) if encoded else None
             problems.append(
@@ -226,7 +227,9 @@ class Improver:
                     values=values,
                     feedback=feedback,
                     graph=graph,
+                    instruction=episode.instruction,
                     outcome=summary.outcome,
+                    rewards=tuple(step.reward for step in episode.steps),
                 )
             )
         return tuple(problems)

@@ -5,6 +5,7 @@ section; longer text stands between marks that it can't contain, for they follow
 """
 
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -16,9 +17,11 @@ from agentd import codec
 from agentd.errors import CodecError
 from agentd.opto.space import same
 from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Problem, TraceGraph, TraceNode, Value
+from agentd.trace.folding import fold
+from agentd.trace.shortening import FOLDED
 
 _MEMORY_FEEDBACK = 500
-_STEP_OPERATOR = "environment_step"
+_MADE = (NodeKind.MESSAGE, NodeKind.EXCEPTION)
 
 
 class Section(enum.StrEnum):
@@ -43,8 +46,6 @@ class Limits:
     value: int = 200
     block: int = 4_000
     lines: int = 60
-    first_ticks: int = 2
-    last_ticks: int = 3
 
 
 class Renderer:
@@ -60,10 +61,10 @@ class Renderer:
     def problem(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str) -> str:
         """The whole problem: what all cases share, then each case."""
         parts = [self.shared(parameters, values, objective, self._section(Section.DOCUMENTATION, "\n".join(self._documentation())))]
-        for number, problem in enumerate(self._problems, 1):
+        for number, (problem, view) in enumerate(zip(self._problems, self._views, strict=True), 1):
             if len(self._problems) > 1:
                 parts.append(f"## Case {number} of {len(self._problems)}")
-            parts.extend(self._case(problem))
+            parts.extend(self._case(problem, view))
         return "\n\n".join(part for part in parts if part)
 
     def shared(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str, documentation: str = "") -> str:
@@ -99,16 +100,28 @@ class Renderer:
     def _section(self, section: Section, content: str) -> str:
         return f"#{section.value.capitalize()}\n{content}" if content and section not in self._mask else ""
 
-    def _case(self, problem: Problem) -> Iterator[str]:
+    def _case(self, problem: Problem, view: "_GraphView | None") -> Iterator[str]:
         if problem.instruction:
             yield self._section(Section.INSTRUCTION, self.fenced(problem.instruction))
-        if problem.graph is not None:
-            view = _GraphView(problem.graph, {parameter.path for parameter in problem.parameters}, self._limits)
+        if view is not None:
             yield self._section(Section.CODE, self.fenced("\n".join(view.code())))
             yield self._section(Section.INPUTS, self.fenced(inputs) if (inputs := "\n".join(view.inputs())) else "")
             yield self._section(Section.OTHERS, self.fenced(others) if (others := "\n".join(view.others())) else "")
             yield self._section(Section.OUTPUTS, self.fenced(output) if (output := "\n".join(view.output())) else "")
         yield self.feedback(problem)
+
+    @functools.cached_property
+    def _views(self) -> tuple["_GraphView | None", ...]:
+        """Each problem's graph, folded by structure until none of its sections has to be cut: so a long run has no longer prompt."""
+        return tuple(None if problem.graph is None else self._view(problem, problem.graph) for problem in self._problems)
+
+    def _view(self, problem: Problem, graph: TraceGraph) -> "_GraphView":
+        paths = {parameter.path for parameter in problem.parameters}
+
+        def size(folded: TraceGraph) -> int:
+            return _GraphView(folded, paths, self._limits).size()
+
+        return _GraphView(fold(graph, problem.rewards, budget=self._limits.block, size=size), paths, self._limits)
 
     def _feedback(self, problem: Problem) -> str:
         feedback = problem.feedback
@@ -121,12 +134,12 @@ class Renderer:
 
     def _documentation(self) -> Iterator[str]:
         seen: set[str] = set()
-        for problem in self._problems:
-            for name, function in (problem.graph.functions if problem.graph is not None else {}).items():
+        for view in self._views:
+            for name, function in (view.graph.functions if view is not None else {}).items():
                 if name not in seen and (function.documentation or function.source):
                     seen.add(name)
                     text = function.documentation + (f"\n{function.source}" if function.source else "")
-                    yield f"[{_word(name)}]\n{self.fenced(text)}"
+                    yield f"[{_operator(name)}]\n{self.fenced(text)}"
 
     def _variable(self, parameter: Parameter, values: Mapping[str, Value]) -> str:
         return self._named(parameter.path, values.get(parameter.path, parameter.default), f"({type_name(parameter)}) ")
@@ -141,37 +154,33 @@ class _GraphView:
     """A trace graph as lines: what computed what, and the values."""
 
     def __init__(self, graph: TraceGraph, paths: Collection[str], limits: Limits) -> None:
-        self._graph = graph
+        self.graph = graph
         self._paths = paths
         self._limits = limits
         self._names = self._unique_names()
         self._output = graph.output if graph.output is not None else len(graph.nodes) - 1
 
     def code(self) -> Iterator[str]:
-        lines = [
-            self._call(index, node) for index, node in enumerate(self._graph.nodes) if node.kind in (NodeKind.MESSAGE, NodeKind.EXCEPTION)
-        ]
-        yield from self._folded(lines)
-        if self._graph.dropped_nodes:
-            yield f"... ({self._graph.dropped_nodes} more were not recorded)"
+        yield from (self._call(index, node) for index, node in enumerate(self.graph.nodes) if node.kind in _MADE)
+        if self.graph.dropped_nodes:
+            yield f"... ({self.graph.dropped_nodes} more were not recorded)"
 
     def inputs(self) -> Iterator[str]:
-        yield from self._folded(
-            [
-                self._value(index, node)
-                for index, node in enumerate(self._graph.nodes)
-                if node.kind is NodeKind.INPUT or self._is_foreign(node)
-            ]
-        )
+        nodes = enumerate(self.graph.nodes)
+        yield from (self._value(index, node) for index, node in nodes if node.kind is NodeKind.INPUT or self._is_foreign(node))
 
     def others(self) -> Iterator[str]:
-        kinds = (NodeKind.MESSAGE, NodeKind.EXCEPTION)
-        nodes = [(index, node) for index, node in enumerate(self._graph.nodes) if node.kind in kinds and index != self._output]
-        yield from self._folded([self._value(index, node) for index, node in nodes])
+        nodes = enumerate(self.graph.nodes)
+        yield from (self._value(index, node) for index, node in nodes if node.kind in _MADE and index != self._output)
 
     def output(self) -> Iterator[str]:
-        if 0 <= self._output < len(self._graph.nodes):
-            yield self._value(self._output, self._graph.nodes[self._output])
+        if 0 <= self._output < len(self.graph.nodes):
+            yield self._value(self._output, self.graph.nodes[self._output])
+
+    def size(self) -> int:
+        """Characters of the longest section; too many lines count as too many characters."""
+        sections = [[*section()] for section in (self.code, self.inputs, self.others)]
+        return max(max(sum(map(len, lines)) + len(lines), len(lines) * self._limits.block // self._limits.lines) for lines in sections)
 
     def _is_foreign(self, node: TraceNode) -> bool:
         return node.kind is NodeKind.PARAMETER and node.path not in self._paths
@@ -182,34 +191,16 @@ class _GraphView:
             for role, parent in zip((*node.arguments, *[""] * len(node.parents)), node.parents, strict=False)
             if 0 <= parent < len(self._names)
         ]
-        return f"{self._names[index]} = {_word(node.operator or node.name)}({', '.join(arguments)})"
+        return f"{self._names[index]} = {_operator(node.operator or node.name)}({', '.join(arguments)})"
 
     def _value(self, index: int, node: TraceNode) -> str:
-        return f"({_type_of(node.value)}) {self._names[index]} = {shown(node.value, self._limits.value)}"
-
-    def _folded(self, lines: Sequence[str]) -> Iterator[str]:
-        """The lines; of a long run the first ticks and the last, by the environment's steps where there are any."""
-        if len(lines) <= self._limits.lines:
-            yield from lines
-            return
-        steps = [index for index, line in enumerate(lines) if f"{_STEP_OPERATOR}" in line]
-        half = self._limits.lines // 2
-        head = (
-            min(steps[self._limits.first_ticks - 1] + 1, half) if len(steps) > self._limits.first_ticks + self._limits.last_ticks else half
-        )
-        tail = (
-            max(steps[-self._limits.last_ticks - 1] + 1, len(lines) - half)
-            if len(steps) > self._limits.last_ticks + 1
-            else len(lines) - half
-        )
-        yield from lines[:head]
-        yield f"... ({tail - head} similar lines left out)"
-        yield from lines[tail:]
+        limit = max(self._limits.value, self._limits.block // 2) if node.operator == FOLDED else self._limits.value  # figures of many ticks
+        return f"({_type_of(node.value)}) {self._names[index]} = {shown(node.value, limit)}"
 
     def _unique_names(self) -> list[str]:
         names: list[str] = []
         taken: set[str] = set()
-        for index, node in enumerate(self._graph.nodes):
+        for index, node in enumerate(self.graph.nodes):
             name = node.path if node.kind is NodeKind.PARAMETER and node.path in self._paths and node.path is not None else _word(node.name)
             if name in taken:
                 name = f"{name}_{index}"
@@ -280,6 +271,11 @@ def _type_of(value: Value) -> str:
     return {str: "str", bool: "bool", int: "int", float: "float", list: "list", tuple: "list", dict: "dict", type(None): "None"}.get(
         type(value), "array" if hasattr(value, "shape") else "object"
     )
+
+
+def _operator(name: str) -> str:
+    """The library's own operators, such as `(folded)`, without their brackets."""
+    return _word(name.strip("()"))
 
 
 def _word(text: str) -> str:

@@ -14,15 +14,13 @@ from agentd.trace.forms import Operator
 from agentd.trace.graph import Graph
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode
 from agentd.trace.propagation import check_order, topological
+from agentd.trace.shortening import DROPPED
 from agentd.trace.summaries import Limits, Summariser, redact
 
 __all__ = ["Limits", "export", "from_bytes", "from_json", "revive", "to_bytes", "to_json"]
 
 _VERSION = 1
 _MAX_SOURCES = 16  # kept nodes that a dropped one is said to go back to
-
-DROPPED = "(dropped)"
-"""The operator of a node that stands for a dropped part of the graph."""
 
 _SHARED = (int, float, str, bool, type(None))  # plain inputs of these kinds are one node each, however often they occur
 

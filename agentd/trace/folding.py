@@ -13,30 +13,27 @@ The result is again a TraceGraph, so whatever reads graphs reads folded ones, an
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from agentd.errors import TraceError
 from agentd.records import NodeKind, TraceFunction, TraceGraph, TraceNode
 from agentd.trace.propagation import check_order
+from agentd.trace.shortening import DROPPED, FOLDED, MAX_SOURCES, estimate_tokens, shorten_to
 
-FOLDED = "(folded)"
-"""The operator of a node that stands for ticks that are not shown."""
+STEP = "environment_step"
+"""The operator that ends a tick of an episode."""
 
+_TICKS = 8  # that are shown where the budget allows it
 _CANDIDATES = 6  # operators that are tried as the one that separates ticks
-_MAX_SOURCES = 12  # parents that a folded gap names
 _MAX_FIGURES = 12  # places of a tick for which a gap gives statistics
 _MAX_COMPONENTS = 8  # numbers of one value that are told apart
 _HUGE = 1e300  # sums of such numbers would overflow; NaN is not below it either
 _SCALED = 1.4826  # makes the median absolute deviation comparable to a standard deviation
-_CHARACTERS_PER_TOKEN = 4
-_UNREADABLE = 1_000_000  # characters that a value counts for which can't be written down
 
 _DOCUMENTATION = "Repeated ticks that are not shown; the value has statistics about them."
 
@@ -53,16 +50,28 @@ class Ticks:
 
 
 def find_ticks(graph: TraceGraph) -> Ticks | None:
-    """The repetition that covers the most, or None where no operator's results build on each other at least three times."""
-    counts = Counter(node.operator for node in graph.nodes if node.kind is NodeKind.MESSAGE and node.parents)
-    best: Ticks | None = None
-    for operator, count in counts.most_common(_CANDIDATES):
-        if count < 3 or (best is not None and count < len(best)):
-            break
-        ends = [index for index, node in enumerate(graph.nodes) if node.operator == operator and node.kind is NodeKind.MESSAGE]
-        if _is_chain(graph, ends) and (best is None or ends[-1] > best.ends[-1]):
-            best = Ticks(operator, tuple(ends))
-    return best
+    """How the graph repeats itself; None where no operator's results build on each other at least three times.
+
+    The environment's steps are ticks wherever they are there. Elsewhere it is the repetition that covers most nodes, and of several that
+    with the fewest structures: an operator that occurs twice in each round of a loop has two.
+    """
+    ends: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.kind is NodeKind.MESSAGE and node.parents:
+            ends.setdefault(node.operator, []).append(index)
+    candidates = sorted((operator for operator in ends if len(ends[operator]) >= 3), key=lambda operator: -len(ends[operator]))
+    chains = [operator for operator in [STEP, *candidates[:_CANDIDATES]] if operator in candidates and _is_chain(graph, ends[operator])]
+    if STEP in chains or len(chains) == 1:
+        return Ticks(chains[0], tuple(ends[chains[0]]))
+    found = [Ticks(operator, tuple(ends[operator])) for operator in chains]
+    return max(found, key=lambda ticks: _regularity(graph, ticks), default=None)
+
+
+def _regularity(graph: TraceGraph, ticks: Ticks) -> tuple[int, int]:
+    """How many nodes are in ticks of structures that repeat, and how few structures there are."""
+    blocks = _blocks(graph, ticks)
+    shapes = Counter(_structure(graph, block, blocks[tick - 1] if tick else ()) for tick, block in enumerate(blocks))
+    return sum(count * len(shape) for shape, count in shapes.items() if count >= 3), -len(shapes)
 
 
 def _is_chain(graph: TraceGraph, ends: Sequence[int]) -> bool:
@@ -78,25 +87,6 @@ def _is_chain(graph: TraceGraph, ends: Sequence[int]) -> bool:
     return True
 
 
-def estimate_tokens(graph: TraceGraph) -> int:
-    """About how many tokens the graph takes as text: names, calls and values."""
-    characters = sum(
-        len(node.name) + len(node.operator) + sum(len(graph.nodes[parent].name) + 4 for parent in node.parents) + _width(node.value) + 8
-        for node in graph.nodes
-    )
-    characters += sum(len(function.documentation) + len(function.source) for function in graph.functions.values())
-    return characters // _CHARACTERS_PER_TOKEN
-
-
-def _width(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    try:
-        return len(json.dumps(value, default=str))
-    except (TypeError, ValueError, RecursionError):  # a worker may nest deeper than anybody reads
-        return _UNREADABLE
-
-
 def fold(
     graph: TraceGraph,
     rewards: Sequence[float | None] = (),
@@ -105,16 +95,18 @@ def fold(
     surprising: int = 2,
     minimum: int = 8,
     budget: int | None = None,
+    size: Callable[[TraceGraph], int] = estimate_tokens,
 ) -> TraceGraph:
     """`graph` with its repeated ticks folded; itself where it has fewer than `minimum`.
 
     Args:
         graph: an exported graph, whole or minimal.
-        rewards: of each tick, in order, where there are any.
+        rewards: of each tick, in order, also of those that were dropped from the graph; left aside where they don't fit the ticks.
         worst: how many of the lowest rewards are shown.
         surprising: how many of the most unusual ticks are shown.
         minimum: shorter graphs are left alone.
-        budget: tokens that the result should fit into (estimate_tokens): fewer ticks are shown, and then shorter texts.
+        budget: what `size` of the result should not exceed: fewer ticks are shown, then shorter texts and fewer nodes.
+        size: of a graph as its reader will get it; about its tokens by default.
 
     Raises TraceError for a graph whose parents don't come before their children.
     """
@@ -124,14 +116,30 @@ def fold(
     if ticks is not None and len(ticks) >= minimum:
         blocks = _blocks(graph, ticks)
         order = _by_interest(graph, ticks, blocks, rewards, worst=worst, surprising=surprising)
-        while True:
-            result = _Folder(graph, blocks, order).run()
-            if budget is None or len(order) <= 2 or estimate_tokens(result) <= budget:
-                break
-            order = order[:-1]
-    if budget is not None and estimate_tokens(result) > budget:
-        result = _shortened(result, budget)
-    return result
+        if budget is None:
+            return _Folder(graph, blocks, order).run()
+        order = (order + [tick for tick in _spread(len(ticks)) if tick not in order])[:_TICKS]  # as many for every episode
+        result = _fitting(graph, blocks, order, lambda made: size(made) <= budget)
+    return result if budget is None else shorten_to(result, budget, size)
+
+
+def _fitting(graph: TraceGraph, blocks: Sequence[Sequence[int]], order: Sequence[int], fits: Callable[[TraceGraph], bool]) -> TraceGraph:
+    """The folding that shows as many ticks of `order` as fit, at least the first two of it; found by halving."""
+    least, most = 2, len(order)
+    best = _Folder(graph, blocks, order[:least]).run()
+    while least < most:
+        middle = (least + most + 1) // 2
+        made = _Folder(graph, blocks, order[:middle]).run()
+        if fits(made):
+            least, best = middle, made
+        else:
+            most = middle - 1
+    return best
+
+
+def _spread(count: int) -> list[int]:
+    """Some ticks at even distances, the coarsest first."""
+    return list(dict.fromkeys(count * part // pieces for pieces in (2, 4, 8) for part in range(1, pieces)))
 
 
 # --- what a tick is like --------------------------------------------------------------------------------------------
@@ -185,7 +193,7 @@ def _by_interest(
     chosen = [0, count - 1]
     failed = [tick for tick, block in enumerate(blocks) if any(graph.nodes[index].kind is NodeKind.EXCEPTION for index in block)]
     chosen += [tick for tick in failed[-2:] if tick not in chosen]
-    known = {tick: reward for tick, reward in enumerate(rewards[:count]) if reward is not None}
+    known = {tick: reward for tick, reward in enumerate(_of_ticks(graph, ticks, rewards)) if reward is not None}
     if known and min(known.values()) < max(known.values()):
         lowest = sorted((tick for tick in known if tick not in chosen), key=lambda tick: known[tick])
         chosen += lowest[:worst]
@@ -194,6 +202,16 @@ def _by_interest(
     chosen += unusual[:surprising]
     chosen += [tick for tick in (1,) if tick not in chosen]  # an ordinary second tick shows how ticks connect
     return chosen
+
+
+def _of_ticks(graph: TraceGraph, ticks: Ticks, rewards: Sequence[float | None]) -> Sequence[float | None]:
+    """The rewards of the ticks in the graph. Of a long episode the middle was dropped: those before and those after it are there."""
+    missing = len(rewards) - len(ticks)
+    if missing <= 0 or not graph.dropped_nodes:
+        return rewards if missing == 0 else ()
+    drop = next((index for index, node in enumerate(graph.nodes) if node.operator == DROPPED), 0)
+    before = sum(end < drop for end in ticks.ends)
+    return [*rewards[:before], *rewards[before + missing :]]
 
 
 def _surprise(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> list[float]:
@@ -282,7 +300,7 @@ class _Folder:
         placed = {place for parent in above if (place := self._placed(parent)) is not None}
         sources = [place for place in placed if self._nodes[place].kind is not NodeKind.INPUT]
         ranked = sorted(sources, key=lambda place: (self._nodes[place].kind is not NodeKind.PARAMETER, -place))
-        parents = tuple(sorted(ranked[:_MAX_SOURCES]))
+        parents = tuple(sorted(ranked[:MAX_SOURCES]))
         return TraceNode(
             name=f"ticks_{first}_to_{last}",
             kind=NodeKind.MESSAGE,
@@ -337,78 +355,3 @@ def _figures(graph: TraceGraph, blocks: Sequence[Sequence[int]]) -> dict[str, An
         )
         figures[name] = {"low": low[0], "high": high[0], "mean": mean[0]} if width == 1 else {"low": low, "high": high, "mean": mean}
     return figures
-
-
-def _shortened(graph: TraceGraph, budget: int) -> TraceGraph:
-    """`graph` with texts cut, ever shorter, until it fits (parameters keep theirs), and then without documentation."""
-    made = graph
-    for limit in (400, 160, 60, 24):
-        nodes = tuple(
-            node
-            if node.kind is NodeKind.PARAMETER
-            else msgspec.structs.replace(node, value=_cut(node.value, limit), description=node.description[:limit])
-            for node in made.nodes
-        )
-        functions = {
-            name: TraceFunction(documentation=function.documentation[:limit], source=function.source[: limit * 4])
-            for name, function in made.functions.items()
-        }
-        made = msgspec.structs.replace(made, nodes=nodes, functions=functions)
-        if estimate_tokens(made) <= budget:
-            break
-    return made
-
-
-def _cut(value: Any, limit: int) -> Any:  # noqa: PLR0911 - a case per kind of value
-    width = _width(value)
-    if width <= limit:
-        return value
-    if width == _UNREADABLE:
-        return {"$type": type(value).__name__}
-    if isinstance(value, str):
-        half = limit // 2
-        return {"$type": "text", "length": len(value), "start": value[: limit - half], "end": value[-half:]}
-    if isinstance(value, Mapping) and "$type" in value:
-        return {key: item[: limit // 4] if isinstance(item, str) else _cut(item, limit // 2) for key, item in list(value.items())[:6]}
-    if isinstance(value, list):
-        return {"$type": "list", "length": len(value), "start": [_cut(item, limit // 4) for item in value[: max(1, limit // 40)]]}
-    if isinstance(value, Mapping):
-        kept = dict(list(value.items())[: max(1, limit // 40)])
-        return {"$type": "dict", "length": len(value), "items": {key: _cut(item, limit // 4) for key, item in kept.items()}}
-    return value
-
-
-def shorten(graph: TraceGraph, nodes: int) -> TraceGraph:
-    """`graph` with at most about `nodes` nodes: the first and the last ones, with one node for what lies between. For pictures."""
-    if nodes < 4:
-        raise TraceError("a shortened graph needs at least 4 nodes")
-    if len(graph.nodes) <= nodes:
-        return graph
-    start = nodes // 3
-    end = len(graph.nodes) - (nodes - start)
-    kept = [index for index in range(len(graph.nodes)) if index < start or index >= end or graph.nodes[index].kind is NodeKind.PARAMETER]
-    between = end - start - sum(start <= index < end for index in kept)
-    made: list[TraceNode] = []
-    place: dict[int, int] = {}
-    gap: int | None = None
-    for index in kept:
-        if index >= end and gap is None:
-            gap = len(made)
-            parents = tuple(range(max(0, gap - _MAX_SOURCES), gap))
-            made.append(
-                TraceNode(
-                    name=f"{between} more",
-                    kind=NodeKind.MESSAGE,
-                    operator=FOLDED,
-                    parents=parents,
-                    arguments=("",) * len(parents),
-                    value={"$type": "nodes", "count": between},
-                )
-            )
-        node = graph.nodes[index]
-        above = dict.fromkeys(place.get(parent, gap) for parent in node.parents)
-        parents = tuple(parent for parent in above if parent is not None)
-        place[index] = len(made)
-        made.append(msgspec.structs.replace(node, parents=parents, arguments=("",) * len(parents)))
-    output = graph.output
-    return msgspec.structs.replace(graph, nodes=tuple(made), output=None if output is None else place.get(output, gap))

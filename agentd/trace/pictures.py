@@ -16,8 +16,9 @@ from agentd.records import NodeKind, TraceGraph, TraceNode
 from agentd.trace.core import AbstractNode
 from agentd.trace.drawing import shown_value, to_svg
 from agentd.trace.export import export
-from agentd.trace.folding import FOLDED, fold, shorten
+from agentd.trace.folding import fold
 from agentd.trace.forms import IDENTITY_OPERATORS
+from agentd.trace.shortening import FOLDED, shorten
 
 _MAX_NODES = 60  # what an eye takes in
 

@@ -14,9 +14,10 @@ from agentd.errors import TraceError
 from agentd.records import NodeKind, TraceGraph, TraceNode
 from agentd.trace import Graph, bundle, node
 from agentd.trace.export import Limits, export, revive
-from agentd.trace.folding import FOLDED, estimate_tokens, find_ticks, fold, shorten
+from agentd.trace.folding import find_ticks, fold
 from agentd.trace.pictures import Picture, picture
 from agentd.trace.propagation import check_order, minimal_subgraph
+from agentd.trace.shortening import FOLDED, estimate_tokens, shorten
 
 ALL = Limits(nodes=1_000_000)
 
