@@ -13,11 +13,12 @@ from agentd.errors import TraceError
 from agentd.trace.code import Code, Signature
 from agentd.trace.containers import RESERVED
 from agentd.trace.context import Frame, Scope, current
-from agentd.trace.core import AbstractNode
+from agentd.trace.core import ROOT_FORM
 from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
+from agentd.trace.hidden import outside
 from agentd.trace.modules import Module
-from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, raise_error, unwrap
+from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, raise_error
 from agentd.trace.source import error_comment, signature_of, source_of
 
 __all__ = ["BoundFunModule", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle"]
@@ -316,7 +317,8 @@ class FunModule(Module):
     ) -> MessageNode:
         """The result's node, with what the function read from outside as hidden inputs."""
         inner = value if isinstance(value, Node) else None
-        hidden = self._outside(inputs, frame, detached, inner, strict=not self.allow_external_dependencies)
+        asked = None if self.allow_external_dependencies else self.name
+        hidden = outside(inputs, frame, detached, inner, strict_for=asked)
         value = value if inner is None else inner._data
         if pending is None:
             made = message(form, value, inputs + hidden)
@@ -328,38 +330,9 @@ class FunModule(Module):
             made._more().inner = (inner, detached)
         return made
 
-    def _outside(
-        self, inputs: tuple[Any, ...], frame: Scope, detached: tuple[Node, ...], result: Node | None, *, strict: bool
-    ) -> tuple[AbstractNode, ...]:
-        """The nodes from outside that the function used without having been given them. Raises TraceMissingInputsError if `strict`."""
-        known = {id(other) for other in frame.nodes}
-        known.update(id(other) for other in detached)
-        known.update(id(value) for value in inputs)
-        outside: dict[int, AbstractNode] = {}
-        for inner in frame.nodes:
-            for value in inner._inputs:
-                if id(value) not in known and isinstance(value, Node):
-                    outside[id(value)] = value
-        touched = [*(frame.touched or ()), *(() if result is None else (result,))]
-        outside.update((id(other), other) for other in touched if id(other) not in known)
-        read = [other for other in frame.reads or () if id(other) not in known]
-        if read and strict:
-            given: list[AbstractNode] = []
-            unwrap([value for value in inputs if not isinstance(value, Node)], given)
-            unwrap([value._data for value in inputs if isinstance(value, Node)], given)
-            within = {id(other) for other in given}
-            missing = {other.name: other for other in read if id(other) not in within and id(other) not in outside}
-            if missing:
-                names = ", ".join(f"{name} = {other._data!r:.80}" for name, other in missing.items())
-                raise TraceMissingInputsError(
-                    f"{self.name} reads nodes that are not among its inputs: {names}. Pass them, or set allow_external_dependencies."
-                )
-        outside.update((id(other), other) for other in read)
-        return tuple(outside.values())
-
     def _fail(self, error: Exception, form: Form, inputs: tuple[Any, ...], frame: Scope, pending: MessageNode | None) -> NoReturn:
         """Raises ExecutionError: the exception's node has the source with the failing line commented."""
-        hidden = self._outside(inputs, frame, (), None, strict=False)
+        hidden = outside(inputs, frame, (), None)
         sources = {function.__code__: source for source, (function, _) in self._compiled.items()}
         within = str(error) if isinstance(error, ExecutionError) else ""  # a bundle or operator that was called has said where
         comment = error_comment(error, error_message(error), sources, within)
@@ -423,8 +396,5 @@ def _detached(value: Any) -> Node:
     source = value if isinstance(value, Node) else Node(value)
     for slot in ("_data", "_origin", "_name"):
         object.__setattr__(made, slot, getattr(source, slot))
-    made._form, made._inputs, made._extra, made._backwarded = _ROOT_FORM, (), None, None
+    made._form, made._inputs, made._extra, made._backwarded = ROOT_FORM, (), None, None
     return made
-
-
-_ROOT_FORM = Operator("Node", "[Node] This is a node in a computational graph.").form(())

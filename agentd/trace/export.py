@@ -11,7 +11,6 @@ from agentd.codec import decode, encode
 from agentd.errors import CodecError, TraceError
 from agentd.records import NodeKind, TraceFunction, TraceGraph, TraceNode
 from agentd.trace.forms import Operator
-from agentd.trace.graph import Graph
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode
 from agentd.trace.propagation import check_order, topological
 from agentd.trace.shortening import DROPPED
@@ -25,7 +24,7 @@ _MAX_SOURCES = 16  # kept nodes that a dropped one is said to go back to
 _SHARED = (int, float, str, bool, type(None))  # plain inputs of these kinds are one node each, however often they occur
 
 
-def export(graph: Graph | Iterable[Node], output: Node | None = None, limits: Limits | None = None) -> TraceGraph:
+def export(graph: Iterable[Node], output: Node | None = None, limits: Limits | None = None) -> TraceGraph:
     """The record of what `output` was computed from; without an output, of the whole graph.
 
     Nodes come in an order that follows from the structure alone (depth first from the output, arguments in order), so that the same episode

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentd.errors import TraceError
+from agentd.trace.core import AbstractNode
 
 REDACTED = "[redacted]"
 _MARGIN = 4096  # read beyond a cut, so that a secret across it is seen whole
@@ -127,9 +128,7 @@ class Summariser:
             return self._array(numpy, value, depth)
         if numpy is not None and isinstance(value, numpy.generic):
             return self._value(value.item(), depth) if not isinstance(value.item(), numpy.generic) else self._object(value)
-        from agentd.trace.nodes import Node  # noqa: PLC0415 - nodes within containers are rare
-
-        return self._value(value._data, depth) if isinstance(value, Node) else self._object(value)
+        return self._value(value._data, depth) if isinstance(value, AbstractNode) else self._object(value)
 
     def _text(self, text: str, limit: int) -> Any:
         limit = min(limit, 80) if self._characters <= 0 else limit
