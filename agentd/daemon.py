@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import structlog
 
@@ -22,18 +20,14 @@ from agentd.api.tokens import Tokens
 from agentd.clock import Clock, SystemClock
 from agentd.configuration import parse_size
 from agentd.errors import AgentdError, NotFound, leaves
-from agentd.events import EventBus
 from agentd.hosting.agent import HostedAgent, Services
+from agentd.hosting.services import open_services
 from agentd.observability.logs import configure_logging
-from agentd.observability.metrics import Metrics
 from agentd.observability.systemd import notify
-from agentd.opto.budget import DAY, Ledger
-from agentd.opto.llm import LitellmClient, LlmSettings
-from agentd.records import Event, Release, Usage, Value
+from agentd.records import Event, Release, Value
 from agentd.runners.local import LocalRunner
 from agentd.settings import DaemonSettings, remove_address, write_address
 from agentd.spec import load_agent
-from agentd.store import SqlStore
 from agentd.store.contract import Store
 
 FORGET_EVERY = 300.0
@@ -84,8 +78,8 @@ class Daemon:
             for folder in await asyncio.to_thread(_agent_folders, self._settings.agents):
                 try:
                     spec, source = await asyncio.to_thread(load_agent, folder)
-                except AgentdError as error:
-                    self._broken[folder.name] = str(error)
+                except Exception as error:  # noqa: BLE001 - whatever is in that folder, it stops no other agent
+                    self._broken[folder.name] = str(error) if isinstance(error, AgentdError) else repr(error)
                     await self._say("agent.failed", folder.name, f"{folder.name} can't be loaded: {error}")
                     continue
                 if spec.agent.name in found:
@@ -227,26 +221,6 @@ def _agent_folders(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob("*/agent.toml"))
 
 
-@asynccontextmanager
-async def _only_daemon(state_directory: Path) -> AsyncIterator[None]:
-    """Hold the state directory: two daemons on one would both decide."""
-    path = state_directory / "daemon.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentdError(f"another agentd runs with the state directory {state_directory}") from error
-        yield
-    finally:
-        os.close(handle)
-
-
-def _llm_settings(settings: DaemonSettings) -> LlmSettings:
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    return LlmSettings(models=settings.models, api_base=settings.api_base, api_key=key)
-
-
 async def serve_forever(settings: DaemonSettings, clock: Clock) -> None:
     """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the agents directory again.
 
@@ -258,33 +232,8 @@ async def serve_forever(settings: DaemonSettings, clock: Clock) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    settings.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(_only_daemon(settings.state_directory))
-        store = await stack.enter_async_context(await SqlStore.open(settings.store_url, clock=clock))
-        metrics = Metrics(agentd.__version__, clock)
-        bus = await stack.enter_async_context(EventBus())
-        ledger = Ledger(await store.usage(since=clock.time() - DAY))
-
-        async def settle(usage: Usage) -> None:
-            metrics.usage(usage)
-            await store.commit(usage)
-
-        llm = await stack.enter_async_context(LitellmClient(_llm_settings(settings), ledger, clock, on_usage=settle))
-        services = Services(
-            store=store,
-            bus=bus,
-            clock=clock,
-            metrics=metrics,
-            llm=llm,
-            ledger=ledger,
-            state_directory=settings.state_directory,
-            epoch=await store.begin_epoch(),
-            seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy
-            broker=settings.broker_url,
-            models=settings.models,
-            lease=settings.lease,
-        )
+    async with open_services(settings, clock) as services, AsyncExitStack() as stack:
+        store, bus, metrics = services.store, services.bus, services.metrics
         tokens = Tokens.load_or_create(settings.state_directory)
         async with asyncio.TaskGroup() as tasks:
             daemon = Daemon(settings, services, tasks, clock.time())
@@ -317,6 +266,8 @@ async def _reload(daemon: Daemon, asked: asyncio.Event) -> None:
             await daemon.load()
         except AgentdError as error:
             log.warning("reload failed; what runs goes on", error=str(error))
+        except Exception:
+            log.exception("reload failed by a fault of agentd; what runs goes on")
 
 
 async def _forget(store: Store, settings: DaemonSettings) -> None:

@@ -1,4 +1,4 @@
-"""The verbs about this machine: run, demo, check, new, token, backup."""
+"""The verbs about this machine: run, demo, check, new, init, optimize, token, backup."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ CHANGES = ("flip-motor", "flip-gyro", "flip-angle", "long-pole")
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
-    for verb in (demo, run, check, new, token, backup):
+    for verb in (demo, run, check, new, init, optimize, token, backup):
         app.command(rich_help_panel="Set up")(verb)
 
 
@@ -88,6 +88,56 @@ def new(
         folder = scaffold.write(name, template, into)
         note(f"wrote {folder}; `agentd check {folder}` finds mistakes, `agentd run --agents {folder.parent}` hosts it")
         return GOOD
+
+    finish(work)
+
+
+def init(
+    program: Annotated[str, typer.Argument(help="The program: module:Class or module:function of the folder.")],
+    *,
+    guide: Annotated[str, typer.Option(help="The function that judges: of (answer, reference), (input, answer, reference) or (episode).")],
+    data: Annotated[Path, typer.Option(help='The cases: JSON lines such as {"input": ..., "reference": ...}.')],
+    folder: Annotated[Path, typer.Option("--folder", help="Where the program is.")] = Path(),
+    name: Annotated[str, typer.Option(help="The agent's name [the module's].")] = "",
+    arg: Annotated[list[str] | None, typer.Option(help="An argument of the class, as name=value; again for the next.")] = None,
+    input: Annotated[str, typer.Option(help="The key of a case's input.")] = "input",  # noqa: A002 - the option's name
+    reference: Annotated[str, typer.Option(help="The key of what the guide compares with.")] = "reference",
+    json: Json = False,
+) -> None:
+    """Host an existing Trace program without editing it: writes agent.toml beside it, and says what it found trainable."""
+
+    async def work() -> int:
+        from agentd.cli import initiating  # noqa: PLC0415 - only here
+
+        args = dict(initiating.argument(text) for text in arg or ())
+        options = initiating.Options(program, guide, data, folder, name, input, reference, args)
+        written = await initiating.init(options)
+        print_json(initiating.as_json(written)) if json else initiating.print_written(views.console(), written, folder)
+        return GOOD
+
+    finish(work)
+
+
+def optimize(
+    agent: Annotated[str, typer.Argument(help="An agent's folder, or its name in the agents directory.")],
+    *,
+    proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, help="End after so many proposals.")] = 10,
+    model: Annotated[list[str] | None, typer.Option(help="A litellm model name; again for the next in preference [agent.toml's].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes episode seeds, pair order and the optimizer's generator.")] = None,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Improve an agent here and now, without a daemon; `agentd run` serves what was found. Ctrl-C keeps it."""
+
+    async def work() -> int:
+        from agentd.cli import optimizing  # noqa: PLC0415 - it imports nearly everything
+
+        settings = Where(config, state).settings()
+        if seed is not None:
+            settings = settings.model_copy(update={"seed": seed})
+        options = optimizing.Options(proposals=proposals, models=tuple(model or ()), json=json)
+        return await optimizing.optimize(agent, settings, options)
 
     finish(work)
 

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping
 
+import msgspec
 import structlog
 
 from agentd import codec
@@ -13,7 +14,21 @@ from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext
 from agentd.opto.process import OptimizerProcess
-from agentd.records import EpisodeSummary, Event, Mode, Parameter, Phase, Problem, Proposal, Release, ReleaseKind, Role, TraceGraph, Value
+from agentd.records import (
+    EpisodeSummary,
+    Event,
+    Mode,
+    Parameter,
+    Phase,
+    Problem,
+    Proposal,
+    Purpose,
+    Release,
+    ReleaseKind,
+    Role,
+    TraceGraph,
+    Value,
+)
 from agentd.spec import AgentSpec
 from agentd.trace.propagation import minimal_subgraph
 
@@ -138,8 +153,13 @@ class Improver:
         """Scored episodes of the stable revision in this regime: nothing is proposed before there is something to learn from."""
         state = self._keeper.state
         summaries = await self._keeper.store.episodes(state.name, limit=50, revision=state.stable, role=Role.STABLE, regime=state.regime)
-        scored = tuple(summary for summary in summaries if summary.normalised is not None)
+        scored = tuple(summary for summary in summaries if summary.normalised is not None and self._may_see(summary.purpose))
         return scored if len(scored) >= min(3, self._keeper.spec.optimizer.batch_episodes) else ()
+
+    def _may_see(self, purpose: Purpose) -> bool:
+        """Whether the optimizer may learn from such episodes: what decides on a data set's held-back cases would be spoiled by it."""
+        dataset = self._keeper.spec.environment.dataset
+        return dataset is None or dataset.validation == 0 or purpose is not Purpose.PAIR
 
     async def _revive(self) -> bool:
         """Try revisions that were good in an earlier world first: plants are often repaired as suddenly as they broke."""
@@ -184,6 +204,8 @@ class Improver:
         evidence = await self._evidence()
         values = await self._full(state.stable)
         memory = await keeper.store.memory(keeper.name, limit=200)
+        if not self._may_see(Purpose.PAIR):
+            memory = tuple(msgspec.structs.replace(entry, feedback="") for entry in memory)  # words on held-back cases, for the most part
         problems = await self._problems(evidence, values)
         scores = [summary.normalised for summary in evidence if summary.normalised is not None]
         context = OptimizerContext(

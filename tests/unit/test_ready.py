@@ -48,6 +48,7 @@ def test_a_wheel_brings_the_ready_agents_and_finds_them(tmp_path):
     assert set(found) == {folder.name for folder in folders()}
     for name, folder in found.items():
         shipped = {path.name for path in folder.iterdir()}
-        assert {"agent.toml", "controller.py", "feedback.py", "README.md"} <= shipped
+        assert {"agent.toml", "feedback.py", "README.md"} <= shipped
+        assert shipped & {"controller.py", "hosted.py"}, name
         assert folder.is_relative_to(installed / "agentd" / "_ready"), name
         assert not [path for path in folder.rglob("*") if path.suffix == ".pyc"]
