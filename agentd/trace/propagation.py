@@ -200,15 +200,22 @@ def release(nodes: Iterable[AbstractNode]) -> None:
 
 
 def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
-    """The live minimal subgraph: parameters, what lies on their paths to the outputs, and the inputs of that, parents first."""
+    """The live minimal subgraph: parameters, what lies on their paths to the outputs, and the inputs of that, parents first.
+
+    Plain inputs are among them, as the nodes that they become when somebody looks.
+    """
     order, parents = topological(outputs)
     position = {id(node): index for index, node in enumerate(order)}
     parameters = [index for index, node in enumerate(order) if node.trainable]
-    body = on_paths(parents, parameters, [position[id(output)] for output in outputs])
-    kept = set(body)
-    for index in body:
-        kept.update(parents[index])
-    return [order[index] for index in sorted(kept)]
+    body = set(on_paths(parents, parameters, [position[id(output)] for output in outputs]))
+    kept = body.union(*(parents[index] for index in body))
+    found: dict[int, Node] = {}
+    for index in sorted(kept):
+        node = order[index]
+        if index in body:
+            found.update((id(value), value) for value in node.inputs.values() if id(value) not in position)
+        found[id(node)] = node
+    return [*found.values()]
 
 
 def levels(output: AbstractNode) -> list[int]:

@@ -102,7 +102,9 @@ assert all(p.feedback for p in net.parameters())
 """,
     "propagators": """
 from opto.trace import node
-from opto.trace.propagators import GraphPropagator, Propagator, SumPropagator, TraceGraph
+from opto.trace.propagators import GraphPropagator
+from opto.trace.propagators.graph_propagator import TraceGraph
+from opto.trace.propagators.propagators import Propagator, SumPropagator
 from opto.trace.utils import sum_feedback, contain
 
 x = node(2.0, trainable=True)

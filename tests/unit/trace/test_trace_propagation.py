@@ -185,19 +185,21 @@ def test_several_outputs_with_different_feedback_are_cases_of_one_problem():
     backward([(first, "low"), (second, "high")])
     total = sum_feedback([w])
     assert total.user_feedback == ["low", "high"]
-    assert {id(other) for other in total.nodes} == {id(w), id(first), id(second)}
+    assert [other.data for other in total.nodes] == [1, 2, 2, 3, 3]
+    assert {id(other) for other in total.nodes} >= {id(w), id(first), id(second)}
     third = w * 4
     third.backward("again")
     assert sum_feedback([w]).user_feedback == ["low", "high", "again"]
 
 
 def test_the_live_problem_lists_nodes_with_levels():
-    w = node(1, trainable=True)
-    y = (w + 1) * 2
+    w, z = node(1, trainable=True), node(5)
+    y = (w + z * 3) * 2
     y.backward("f")
     problem = sum_feedback([w])
-    assert [(level, other.data) for level, other in problem] == [(0, 1), (1, 2), (2, 4)]
-    assert len(problem) == 3
+    assert [(level, other.data) for level, other in problem] == [(0, 1), (0, 15), (0, 2), (1, 16), (2, 32)]  # 2 was no node before
+    assert len(problem) == 5
+    assert [other for other in problem.nodes if other is y.inputs["y"]]
     assert problem.user_feedback == "f"
     assert Problem().empty()
 
