@@ -227,7 +227,8 @@ class Hosted:
 
     def log(self) -> str:
         """The end of the daemon's log."""
-        return (self.folder / "daemon.log").read_text(errors="replace")[-4000:]
+        log = self.folder / "daemon.log"
+        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
     async def agent(self, name: str = "cartpole") -> dict[str, Any]:
         return await self.client.agent(name)

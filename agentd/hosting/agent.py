@@ -275,7 +275,7 @@ class HostedAgent:
     async def _dismiss(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
         """End a runner that is there though nobody is connected to it."""
         services = self._services
-        with contextlib.suppress(AgentdError):
+        with contextlib.suppress(AgentdError, OSError):
             await LocalRunner.dismiss(self.name, services.state_directory, services.epoch, services.clock, timeout=timeout)
 
     # --- what the runner tells ---------------------------------------------------------------------------------------

@@ -26,8 +26,7 @@ class Watcher:
         before = keeper.state.watch or watch.begin(keeper.state.stable)
         after, alarmed = watch.observe(before, normalised, settings=self._settings)
         here = (keeper.state.stable, keeper.state.regime)
-        # A revision that merely goes on being bad after the world changed has survived, too; it is good once the score is back.
-        if watch.survived(after, self._settings) and here not in keeper.state.good and not keeper.state.improving:
+        if watch.survived(after, self._settings) and here not in keeper.state.good and self._is_back(after):
             good = (*keeper.state.good, here)[-20:]
             event = keeper.event(
                 "watch.good", f"{keeper.state.stable[:10]} has held {after.episodes} episodes", revision=keeper.state.stable
@@ -44,6 +43,12 @@ class Watcher:
                 keeper.amend(watch=after)
         if keeper.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving:
             await self._improver.start(f"an episode scored {normalised:.3f}")
+
+    def _is_back(self, after: Watch) -> bool:
+        """Whether the score is what it was before the world changed: a revision that merely goes on being bad has survived, too."""
+        target = self._keeper.state.target
+        latest = after.recent[-self._settings.good_after :]
+        return target is None or sum(latest) / len(latest) >= target
 
     async def _alarm(self, alarmed: Watch) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""

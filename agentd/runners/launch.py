@@ -29,22 +29,22 @@ def fingerprint(spec: AgentSpec, broker: str | None) -> str:
     return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
 
 
-def holder_of(paths: RunnerPaths) -> int | None:
+async def holder_of(paths: RunnerPaths) -> int | None:
     """The process id of the agent's living runner, or None."""
     try:
-        return lock_holder(paths.lock)
+        return await asyncio.to_thread(lock_holder, paths.lock)
     except RunnerError:
-        return lock_holder(paths.lock)  # it was just being written
+        return await asyncio.to_thread(lock_holder, paths.lock)  # it was just being written
 
 
 async def end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
     """Kill a runner that neither answers nor drained, and wait until its lock is free. Its workers die with it."""
-    if holder_of(paths) is None:
+    if await holder_of(paths) is None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     limit = clock.monotonic() + END_TIMEOUT
-    while holder_of(paths) is not None:
+    while await holder_of(paths) is not None:
         if clock.monotonic() > limit:
             raise RunnerError(f"the runner of {paths.agent} (process {pid}) can't be ended")
         await asyncio.sleep(0.02)

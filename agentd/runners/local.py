@@ -101,9 +101,9 @@ class LocalRunner:
             Fenced: a daemon with a higher epoch owns the runner.
             IsolationError, PlantError, RunnerError: a new runner could not begin.
         """
-        paths = RunnerPaths.under(state_directory, spec.agent.name)
+        paths = await asyncio.to_thread(RunnerPaths.under, state_directory, spec.agent.name)
         wanted = fingerprint(spec, broker)
-        holder = holder_of(paths)
+        holder = await holder_of(paths)
         replaced = ""
         if holder is not None:
             try:
@@ -134,8 +134,8 @@ class LocalRunner:
             Fenced: a daemon with a higher epoch owns it.
             RunnerError: it can't be ended.
         """
-        paths = RunnerPaths.under(state_directory, agent)
-        holder = holder_of(paths)
+        paths = await asyncio.to_thread(RunnerPaths.under, state_directory, agent)
+        holder = await holder_of(paths)
         if holder is None:
             return
         try:
@@ -272,7 +272,7 @@ class LocalRunner:
             await self._do(messages.Drain(timeout=timeout), timeout + DRAIN_MARGIN)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                while holder_of(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
+                while await holder_of(self._paths) is not None:  # noqa: ASYNC110 - another process's lock
                     await asyncio.sleep(0.02)
 
     async def abandon(self) -> None:

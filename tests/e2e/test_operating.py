@@ -1,8 +1,10 @@
 """What an operator does to a daemon at work: restarts, reloads, new sources, approvals, pauses and rollbacks."""
 
+import asyncio
 import signal
 
 from hosted import mirrored, quick
+
 
 async def force(hosted, values, agent="cartpole"):
     """Make these values stable, as an operator in a hurry does; the revision's id."""
@@ -72,7 +74,7 @@ async def test_agents_come_go_and_change_while_another_goes_on_undisturbed(hoste
     toml = going / "agent.toml"
     toml.write_text(toml.read_text().replace("max_steps = 40", "max_steps = 30"))
     await hosted.client.reload()
-    assert len([event for event in await hosted.events("runner.started", "going")]) >= 1
+    await hosted.until(lambda: two(hosted.events("runner.started", "going")))
     await hosted.until(lambda: hosted.events("runner.started", "coming"))
 
     going.rename(hosted.folder / "gone")
@@ -89,8 +91,6 @@ async def test_agents_come_go_and_change_while_another_goes_on_undisturbed(hoste
 
 
 async def test_reloads_that_meet_do_no_harm(hosted):
-    import asyncio
-
     folder = hosted.add_agent(edit=quick())
     robot = await hosted.robot()
     await hosted.start()

@@ -5,6 +5,7 @@ import json
 import pytest
 from hosted import quick
 
+from agentd.cli.context import Refused
 from agentd.testing.llm import ScriptedLlm
 
 ATTACKS = {
@@ -28,9 +29,9 @@ def attacking(code, attack, *, after):
     """The shipped law, which does something else after so many calls."""
     lines = code.splitlines()
     body = next(index for index, line in enumerate(lines) if line.strip().startswith("position, velocity"))
-    trap = f'''    self.calls = getattr(self, "calls", 0) + 1
+    trap = f"""    self.calls = getattr(self, "calls", 0) + 1
     if self.calls > {after}:
-        {attack}'''
+        {attack}"""
     return "\n".join([*lines[:body], *trap.splitlines(), *lines[body:]]) + "\n"
 
 
@@ -117,6 +118,15 @@ FORGERIES = {
 }
 
 
+async def shown(hosted, episode):
+    """Whoever asks for a forged trace is shown it, or told that it is none; it is no fault of the daemon's."""
+    try:
+        await hosted.client.trace(episode)
+    except Refused as refusal:
+        return "internal" not in str(refusal)
+    return True
+
+
 @pytest.mark.parametrize("names", [list(FORGERIES)[::2], list(FORGERIES)[1::2]], ids=["some", "others"])
 async def test_a_revision_that_forges_its_traces_fools_and_harms_nobody(hosted, names):
     hosted.add_agent(
@@ -142,10 +152,7 @@ async def test_a_revision_that_forges_its_traces_fools_and_harms_nobody(hosted, 
 
             for episode in (await hosted.until(judged))[:2]:
                 if episode["has_trace"]:
-                    try:
-                        await hosted.client.trace(episode["id"])
-                    except Exception as refusal:  # noqa: BLE001 - said, and no fault of the daemon's
-                        assert "internal" not in str(refusal), (name, refusal)
+                    assert await shown(hosted, episode["id"]), name
             asked, told = len(server.requests), len(await hosted.events("optimizer.failed"))
             await hosted.client.propose("cartpole")
 

@@ -10,7 +10,7 @@ CONTROLLER = (find("cartpole") / "controller.py").read_text()
 
 def answering(expression):
     """A controller that answers with `expression` from its third tick on."""
-    return f'''
+    return f"""
 import math
 
 
@@ -21,7 +21,7 @@ class CartPole:
     def act(self, observation):
         self.ticks += 1
         return 1 if self.ticks < 3 else {expression}
-'''
+"""
 
 
 LOADING = {
