@@ -90,20 +90,28 @@ class Improver:
         self.status = "idle"
 
     async def release_ended(self, release: Release) -> None:
-        """Stop when a promoted candidate reached what was lost; count what did not. The caller holds `deciding`."""
-        state = self._keeper.state
+        """Stop when a promoted candidate reached what was lost; count what did not. The caller holds `deciding`.
+
+        With the trigger `continuous` it never stops: what was reached is the start of the next improvement.
+        """
+        keeper, state = self._keeper, self._keeper.state
         if release.kind is ReleaseKind.PROPOSAL and state.improving:
-            if release.phase is Phase.PROMOTED and release.pairs:
-                mean = release.candidate_sum / release.pairs
-                if state.target is None or mean >= state.target:
-                    await self.stop(
-                        f"{release.candidate[:10]} scores {mean:.3f}" + (f", wanted {state.target:.3f}" if state.target else "")
-                    )
+            mean = release.candidate_sum / release.pairs if release.phase is Phase.PROMOTED and release.pairs else None
+            reached = mean is not None and (state.target is None or mean >= state.target)
+            if self._continuous:
+                await keeper.commit(attempts=0 if reached else state.attempts + 1, target=None if reached else state.target)
+            elif reached:
+                wanted = f", wanted {state.target:.3f}" if state.target else ""
+                await self.stop(f"{release.candidate[:10]} scores {mean:.3f}{wanted}")
             elif state.attempts + 1 >= PATIENCE:
                 await self.stop(f"{PATIENCE} proposals without a promotion")
             else:
-                await self._keeper.commit(attempts=state.attempts + 1)
+                await keeper.commit(attempts=state.attempts + 1)
         self.wake()
+
+    @property
+    def _continuous(self) -> bool:
+        return self._keeper.spec.optimizer.trigger == "continuous"
 
     async def run(self) -> None:
         """Propose whenever a proposal is wanted. Runs until cancelled."""
@@ -111,6 +119,9 @@ class Improver:
         while True:
             await self._wait_until_wanted()
             try:
+                if self._keeper.state.attempts >= PATIENCE:  # continuous: it goes on, but not at this pace
+                    self.status = f"resting after {self._keeper.state.attempts} proposals without a promotion"
+                    await self._rest(REST)
                 if await self._revive():
                     continue
                 self.status = "proposing"
