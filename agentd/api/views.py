@@ -74,7 +74,7 @@ def parameters_view(state: AgentState, revision: Revision) -> list[dict[str, Any
 def revision_view(revision: Revision, provenance: tuple[Provenance, ...], source: Source | None = None) -> dict[str, Any]:
     """A revision with where it came from, and its source where that is asked for."""
     view: dict[str, Any] = plain(revision) | {"provenance": plain(provenance)}
-    return view if source is None else view | {"source_files": plain(source.files)}
+    return view if source is None else view | {"entrypoint": source.entrypoint, "source_files": plain(source.files)}
 
 
 def pairs_view(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:

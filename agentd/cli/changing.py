@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
     for verb in (propose, submit, approve, promote, abort, retry, rollback, pin, pause, resume):
         app.command(rich_help_panel="Decide")(verb)
+    app.command("import", rich_help_panel="Decide")(import_)
 
 
 def _change(where: Where, work: Callable[["Client"], Awaitable[int]]) -> None:
@@ -79,9 +80,34 @@ def submit(
     async def work(client: "Client") -> int:
         values, written = submission.read(file, await client.parameters(agent))
         release = await client.submit(agent, values, note=note or written)
-        if limit is None:
-            return _tell(release, f"release {release['id']} of revision {views.short(release['candidate'])} has begun", json=json)
-        return await _await_verdict(client, release, limit, json=json)
+        return await _begun(client, release, limit, json=json)
+
+    _change(Where(config, state), work)
+
+
+def import_(
+    agent: Agent,
+    file: Annotated[Path, typer.Argument(help="What `agentd export --format json` wrote.")],
+    *,
+    note: Annotated[str, typer.Option("--note", "-m", help="Why: kept with the proposal.")] = "",
+    wait: Wait = None,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Propose the values of an exported revision. They are validated, screened and tried like any other proposal."""
+    limit = _seconds(wait)
+
+    async def work(client: "Client") -> int:
+        from agentd.cli import exporting  # noqa: PLC0415 - only here
+
+        document = exporting.read(file, agent)
+        current = (await client.agent(agent))["state"]
+        if current is None:
+            raise UsageMistake(f"{agent} has no revision yet: its runner was never up")
+        values = exporting.values_to_submit(document, await client.parameter_list(agent), current["source"])
+        release = await client.submit(agent, values, note=note or f"imported: the values of revision {document.revision}")
+        return await _begun(client, release, limit, json=json)
 
     _change(Where(config, state), work)
 
@@ -95,6 +121,12 @@ def _seconds(wait: str | None) -> float | None:
         return parse_duration(wait)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--wait") from error
+
+
+async def _begun(client: "Client", release: dict[str, Any], limit: float | None, *, json: bool) -> int:
+    if limit is None:
+        return _tell(release, f"release {release['id']} of revision {views.short(release['candidate'])} has begun", json=json)
+    return await _await_verdict(client, release, limit, json=json)
 
 
 async def _await_verdict(client: "Client", release: dict[str, Any], limit: float, *, json: bool) -> int:

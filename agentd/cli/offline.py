@@ -112,13 +112,36 @@ async def open_reader(where: Where) -> AsyncIterator[Reader]:
         yield await _find_reader(where, stack)
 
 
+@contextlib.asynccontextmanager
+async def open_store(where: Where) -> AsyncIterator[SqlStore]:
+    """The store itself, to read: beside a daemon that uses it, or without one.
+
+    Raises:
+        UsageMistake: there is none, or it can't be read.
+    """
+    if where.store is not None:
+        store = await _open_named(where.store)
+    else:
+        settings = where.settings()
+        try:
+            store = await SqlStore.open(settings.store_url, read_only=True)
+        except NotFound as error:
+            raise UsageMistake(f"there is no store at {settings.shown_store_url} yet; --config, --state or --store name another") from error
+    async with store:
+        yield store
+
+
+async def _open_named(store: str) -> SqlStore:
+    url = store if "://" in store else f"sqlite:///{os.path.abspath(store)}"  # noqa: ASYNC240, PTH100 - reads no file
+    try:
+        return await SqlStore.open(url, read_only=True)
+    except StoreError as error:
+        raise UsageMistake(f"the store {masked(store)} can't be read: {error}") from error
+
+
 async def _find_reader(where: Where, stack: contextlib.AsyncExitStack) -> Reader:
     if where.store is not None:
-        url = where.store if "://" in where.store else f"sqlite:///{os.path.abspath(where.store)}"  # noqa: ASYNC240, PTH100 - reads no file
-        try:
-            return StoreReader(await stack.enter_async_context(await SqlStore.open(url, read_only=True)), masked(where.store))
-        except StoreError as error:
-            raise UsageMistake(f"the store {masked(where.store)} can't be read: {error}") from error
+        return StoreReader(await stack.enter_async_context(await _open_named(where.store)), masked(where.store))
     settings = where.settings()
     try:
         client = await stack.enter_async_context(where.client())

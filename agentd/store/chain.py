@@ -1,7 +1,7 @@
 """The audit chain: every event carries the hash of the one before, so that nobody can change, take out or slip in one unnoticed.
 
 hash = sha256(hash of the event before + stored content); before the first come 32 zero bytes. What the chain can't see by itself is
-the newest events cut off: compare `head` with one written down elsewhere (an e-mail, another machine).
+the newest events cut off: check against a `head` written down elsewhere (an e-mail, another machine).
 """
 
 import hashlib

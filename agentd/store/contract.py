@@ -177,9 +177,11 @@ class Store(Protocol):
         revision: str | None = None,
         role: Role | None = None,
         since: float | None = None,
+        until: float | None = None,
         regime: int | None = None,
+        device: str | None = None,
     ) -> tuple[EpisodeSummary, ...]:
-        """An agent's episodes; `since` is the earliest start, Unix seconds. `feedback` is the text, or why there is no score."""
+        """An agent's episodes that started between `since` and `until`, Unix seconds. `feedback` is the text, or why there is no score."""
         ...
 
     async def summary(self, key: str) -> EpisodeSummary:
@@ -209,8 +211,11 @@ class Store(Protocol):
         """
         ...
 
-    async def verify_chain(self) -> ChainReport:
-        """Check the hash of every event against the one before (agentd.store.chain)."""
+    async def verify_chain(self, known: str | None = None) -> ChainReport:
+        """Check the hash of every event against the one before (agentd.store.chain).
+
+        `known` is a head that was written down earlier, hex: some event must have it.
+        """
         ...
 
     async def usage(self, agent: str | None = None, since: float = 0.0) -> tuple[Usage, ...]:

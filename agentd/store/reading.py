@@ -136,7 +136,9 @@ class Reader:
         revision: str | None = None,
         role: Role | None = None,
         since: float | None = None,
+        until: float | None = None,
         regime: int | None = None,
+        device: str | None = None,
     ) -> tuple[EpisodeSummary, ...]:
         table = schema.episodes
         page = _page(table, agent, limit, before, statement=_summaries())
@@ -146,8 +148,12 @@ class Reader:
             page = page.where(table.c.role == role.value)
         if since is not None:
             page = page.where(table.c.started_at >= since)
+        if until is not None:
+            page = page.where(table.c.started_at <= until)
         if regime is not None:
             page = page.where(table.c.regime == regime)
+        if device is not None:
+            page = page.where(table.c.device == device)
         return tuple(_summary(row) for row in await self._rows(page))
 
     async def summary(self, key: str) -> EpisodeSummary:
@@ -186,8 +192,9 @@ class Reader:
         events = await self._records(Event, statement.order_by(table.c.seq.desc() if latest else table.c.seq))
         return events[::-1] if latest else events
 
-    async def verify_chain(self) -> ChainReport:
+    async def verify_chain(self, known: str | None = None) -> ChainReport:
         previous, count, table = GENESIS, 0, schema.events
+        seen = known is None or known == previous.hex()
         # Cast, because whoever tampers with a SQLite file may have put text there.
         content, hash_ = (cast(column, LargeBinary).label(column.name) for column in (table.c.content, table.c.hash))
         statement = select(table.c.seq, table.c.agent, table.c.kind, table.c.at, content, hash_).order_by(table.c.seq).limit(_CHAIN_PAGE)
@@ -203,8 +210,13 @@ class Reader:
                     reason = f"event {expected}: its columns don't say what its content says"
                     return ChainReport(events=count, head=previous.hex(), broken_at=expected, reason=reason)
                 previous, count = digest, expected
+                seen = seen or digest.hex() == known
             if len(page) < _CHAIN_PAGE:
-                return ChainReport(events=count, head=previous.hex())
+                break
+        if not seen:
+            reason = f"no event has the hash {known}: the log was cut off, or written anew"
+            return ChainReport(events=count, head=previous.hex(), broken_at=count + 1, reason=reason)
+        return ChainReport(events=count, head=previous.hex())
 
     async def usage(self, agent: str | None = None, since: float = 0.0) -> tuple[Usage, ...]:
         table = schema.usage

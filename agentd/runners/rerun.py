@@ -1,0 +1,70 @@
+"""One recorded episode through another revision's worker: what it would have done, tick by tick, and where it would have failed."""
+
+from collections.abc import Callable
+
+from agentd.errors import PolicyError, SandboxError
+from agentd.records import Episode, Record, Step, Value
+from agentd.sandbox import UNCHANGED, PolicyWorker
+from agentd.trace.replay import is_lossless
+
+_NOT_ASKED = frozenset({"latched", "paused", "no_policy"})
+"""Safe actions for which nobody asked the policy (agentd.runners.loop)."""
+
+
+class Rerun(Record, frozen=True):
+    """What a replay showed. `actions` by tick; a fault ends it, an invalid action doesn't.
+
+    `fault` is what the program raised, or how its process ended, at tick `failed_at` (None: before the first). `invalid` is the first
+    action that the envelope refuses, at `invalid_at`. `skipped` are ticks that could not be shown to the policy.
+    """
+
+    actions: dict[int, Value] = {}  # noqa: RUF012 - a record copies its defaults
+    fault: str = ""
+    failed_at: int | None = None
+    invalid: str = ""
+    invalid_at: int | None = None
+    skipped: int = 0
+
+
+async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, Value | None], Value] | None) -> Rerun:
+    """Show `episode` to the worker's policy: an instance of its own, which hears of every tick that the recorded one was asked about.
+
+    `check(action, previous)` is the envelope; None where it is not known.
+    """
+    device = f"rerun-{worker.pid}"
+    actions: dict[int, Value] = {}
+    invalid, invalid_at, skipped, tick = "", None, 0, None
+    before: Value = UNCHANGED
+    previous: Value | None = None
+    try:
+        await worker.reset(device, f"rerun-{episode.id}", episode.seed)
+        for step in episode.steps:
+            if not was_asked(step, episode):
+                before, previous, skipped = step.action, None, skipped + 1
+                continue
+            tick = step.tick
+            action = await worker.act(device, tick, step.observation, safe=before)
+            actions[tick] = action
+            if check is not None and not invalid:
+                try:
+                    check(action, previous)
+                except ValueError as refusal:
+                    invalid, invalid_at = str(refusal), tick
+            before = step.action  # the recorded observations followed the recorded actions
+            previous = None if step.safe is not None else step.action
+    except SandboxError as error:
+        return Rerun(actions=actions, fault=_words(error), failed_at=tick, invalid=invalid, invalid_at=invalid_at, skipped=skipped)
+    return Rerun(actions=actions, invalid=invalid, invalid_at=invalid_at, skipped=skipped)
+
+
+def was_asked(step: Step, episode: Episode) -> bool:
+    """Whether the policy was asked at this tick, and what it saw was recorded whole."""
+    lost = step.safe == "dead" and episode.reason not in {"died", "timeout", "violation"}
+    return step.safe not in _NOT_ASKED and not lost and step.observation is not None and is_lossless(step.observation)
+
+
+def _words(error: SandboxError) -> str:
+    if not isinstance(error, PolicyError):
+        return f"{type(error).__name__}: {error}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
