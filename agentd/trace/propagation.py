@@ -199,15 +199,16 @@ def release(nodes: Iterable[AbstractNode]) -> None:
         node._backwarded = None
 
 
-def subgraph(outputs: Sequence[AbstractNode]) -> list[Node]:
-    """The live minimal subgraph: parameters, what lies on their paths to the outputs, and the inputs of that, parents first.
+def subgraph(outputs: Sequence[AbstractNode], roots: Sequence[AbstractNode] = ()) -> list[Node]:
+    """The live minimal subgraph: what lies on the paths from `roots` (by default all parameters), with the inputs of that, parents first.
 
     Plain inputs are among them, as the nodes that they become when somebody looks.
     """
     order, parents = topological(outputs)
     position = {id(node): index for index, node in enumerate(order)}
-    parameters = [index for index, node in enumerate(order) if node.trainable]
-    body = set(on_paths(parents, parameters, [position[id(output)] for output in outputs]))
+    chosen = {id(root) for root in roots}
+    starts = [index for index, node in enumerate(order) if (id(node) in chosen if chosen else node.trainable)]
+    body = set(on_paths(parents, starts, [position[id(output)] for output in outputs]))
     kept = body.union(*(parents[index] for index in body))
     found: dict[int, Node] = {}
     for index in sorted(kept):
@@ -225,6 +226,11 @@ def levels(output: AbstractNode) -> list[int]:
     for index, above in enumerate(order):
         found[index] = 1 + max([found[parent] for parent in above], default=-1)
     return found
+
+
+def parameters_of(output: AbstractNode) -> list[Node]:
+    """All parameters that `output` was computed from."""
+    return [node for node in topological([output])[0] if node.trainable]
 
 
 def visible_parameters(output: AbstractNode) -> set[ParameterNode]:

@@ -10,6 +10,9 @@ from agentd.trace.nodes import Node
 
 C = TypeVar("C", bound=type)
 
+_ENDING = re.compile(r"\s*(?:[,:}\]]|$)")
+_ESCAPE = re.compile(r"\\(?:[\\/\"nbfrt]|u[0-9a-fA-F]{4})")
+
 
 def sum_feedback(nodes: Iterable[Node]) -> Any:
     """The sum of all the feedback on `nodes`."""
@@ -51,24 +54,35 @@ def for_all_methods(decorator: Callable[[Any], Any]) -> Callable[[C], C]:
 
 
 def escape_json_nested_quotes(json_str: str) -> str:
-    """Escapes quotes within JSON strings that a model forgot to escape: a quote ends a string only before `,`, `:`, `}`, `]` or the end."""
+    """Repairs JSON strings that a model wrote: escapes the quotes within them, and takes away backslashes that JSON doesn't know.
+
+    A quote ends a string only before `,`, `:`, `}`, `]` or the end.
+    """
     made: list[str] = []
-    inside = False
-    for index, character in enumerate(json_str):
-        if character == '"' and (index == 0 or json_str[index - 1] != "\\"):
-            if not inside:
-                inside = True
-            elif re.match(r"\s*(?:[,:}\]]|$)", json_str[index + 1 :]):
-                inside = False
+    inside, index = False, 0
+    while index < len(json_str):
+        character = json_str[index]
+        step = 1
+        if character == "\\" and inside:
+            if json_str.startswith('\\"', index + 1) and not _ENDING.match(json_str, index + 3):
+                character, step = '\\"', 3  # escaped twice
+            elif _ESCAPE.match(json_str, index):
+                character, step = json_str[index : index + 2], 2
             else:
-                made.append("\\")
+                character = ""
+        elif character == '"':
+            if inside and not _ENDING.match(json_str, index + 1):
+                character = '\\"'
+            else:
+                inside = not inside
         made.append(character)
+        index += step
     return "".join(made)
 
 
 def remove_non_ascii(json_txt: str) -> str:
-    """The text with every character outside ASCII replaced by a space."""
-    return "".join(character if ord(character) < 128 else " " for character in json_txt)
+    """As escape_json_nested_quotes, without control characters other than tabs and line ends. Letters of any language stay, as in Trace."""
+    return "".join(character for character in escape_json_nested_quotes(json_txt) if character in "\n\t\b\r\f" or character.isprintable())
 
 
 def render_opt_step(step_idx: int, optimizer: Any, no_trace_graph: bool = False, no_improvement: bool = False) -> Any:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from agentd.trace.core import AbstractNode
 from agentd.trace.nodes import MessageNode, Node
-from agentd.trace.propagation import subgraph
+from agentd.trace.propagation import parameters_of, subgraph
 from agentd.trace.propagators.propagators import AbstractFeedback, Propagator, moments
+
+T = TypeVar("T")
 
 
 class TraceGraph(AbstractFeedback):
     """What GraphPropagator brings to a parameter: outputs with the user's feedback, and (when asked) their minimal subgraph.
 
-    Adding two puts their cases together: several outputs, each with its own feedback.
+    Each root gets its own: the paths from there. Adding two puts roots and cases together: the problem of several parameters, and of
+    several outputs, each with its own feedback. Programs with propagators of their own make them of nodes with levels: these show too.
     """
 
-    def __init__(self, cases: Sequence[tuple[AbstractNode, Any]] = ()) -> None:
-        self._cases = tuple((next(moments), output, feedback) for output, feedback in cases)
+    def __init__(self, graph: Sequence[tuple[int, Node]] = (), user_feedback: Any = None) -> None:
+        self._given = tuple(node for _, node in graph)
+        self._roots: tuple[AbstractNode, ...] = ()
+        self._cases: tuple[tuple[int, AbstractNode, Any], ...] = ()
+        if graph and user_feedback is not None:
+            self._cases = ((next(moments), max(graph, key=lambda item: item[0])[1], user_feedback),)
+
+    def of(self, *roots: AbstractNode) -> TraceGraph:
+        """The same as these roots see it: the paths from them only."""
+        made = TraceGraph()
+        made._given, made._cases, made._roots = self._given, self._cases, roots
+        return made
 
     @property
     def cases(self) -> list[tuple[AbstractNode, Any]]:
@@ -36,7 +49,9 @@ class TraceGraph(AbstractFeedback):
     @functools.cached_property
     def nodes(self) -> list[Node]:
         """The nodes of the minimal subgraph, parents first."""
-        return subgraph([output for output, _ in self.cases]) if self.cases else []
+        found = subgraph([output for output, _ in self.cases], self._roots) if self.cases else []
+        known = {id(node) for node in found}
+        return [*(node for node in self._given if id(node) not in known), *found]
 
     @functools.cached_property
     def graph(self) -> list[tuple[int, Node]]:
@@ -49,15 +64,15 @@ class TraceGraph(AbstractFeedback):
 
     def empty(self) -> bool:
         """Whether nothing has arrived."""
-        return not self._cases
+        return not self._cases and not self._given
 
     def __add__(self, other: TraceGraph) -> TraceGraph:
-        known = {case[0] for case in self._cases}
-        new = [case for case in other._cases if case[0] not in known]
-        if not new:
+        cases = _union(self._cases, other._cases, key=lambda case: case[0])
+        roots, given = _union(self._roots, other._roots, key=id), _union(self._given, other._given, key=id)
+        if cases is self._cases and roots is self._roots and given is self._given:
             return self
         total = TraceGraph()
-        total._cases = tuple(sorted((*self._cases, *new), key=lambda case: case[0]))
+        total._cases, total._roots, total._given = tuple(sorted(cases, key=lambda case: case[0])), roots, given
         return total
 
     def __len__(self) -> int:
@@ -69,8 +84,10 @@ class TraceGraph(AbstractFeedback):
     @classmethod
     def expand(cls, node: MessageNode) -> TraceGraph:
         """The subgraph within a traceable bundle's result; empty for others."""
-        inner = node._extra.inner if node._extra is not None else None
-        return cls([(inner[0], "")]) if inner is not None else cls()
+        if node._extra is None or node._extra.inner is None:
+            return cls()
+        result, inputs = node._extra.inner
+        return cls([(0, result)], "").of(*inputs, *parameters_of(result))  # type: ignore[list-item]  # every node is a Node
 
     def visualize(self, simple_visualization: bool = True, reverse_plot: bool = False, print_limit: int = 100) -> Any:
         """A Picture of it (agentd.trace.pictures)."""
@@ -84,11 +101,13 @@ class GraphPropagator(Propagator):
 
     def init_feedback(self, node: AbstractNode, feedback: Any) -> TraceGraph:
         """One case: `feedback` on `node`."""
-        return TraceGraph([(node, feedback)])
+        made = TraceGraph()
+        made._cases = ((next(moments), node, feedback),)
+        return made
 
     def _propagate(self, child: MessageNode) -> Mapping[Node, Any]:
         total = self.aggregate(child.feedback)
-        return dict.fromkeys((parent for parent in child._inputs if isinstance(parent, Node)), total)
+        return {parent: total if parent._inputs else total.of(parent) for parent in child._inputs if isinstance(parent, Node)}
 
     @staticmethod
     def aggregate(feedback: Mapping[Any, list[Any]]) -> TraceGraph:
@@ -100,8 +119,14 @@ class GraphPropagator(Propagator):
         if self.override or len(outputs) != 1:
             super().run(outputs, roots)
             return
-        # One output and no exceptions: every ancestor gets the same, so only the roots need to be told.
         output, feedback = outputs[0]
         made = self.init_feedback(output, feedback)
         for node in roots:
-            node._add_feedback(output, made)
+            node._add_feedback(output, made.of(node))
+
+
+def _union(first: tuple[T, ...], second: tuple[T, ...], key: Callable[[T], Any]) -> tuple[T, ...]:
+    """Both without doubles; `first` itself where it has everything."""
+    known = {key(item) for item in first}
+    new = tuple(item for item in second if key(item) not in known)
+    return first + new if new else first

@@ -249,7 +249,7 @@ def test_traceable_code_gets_nodes_and_keeps_the_graph_within():
     from agentd.trace.propagators import TraceGraph
 
     within = TraceGraph.expand(made)
-    assert [other.data for other in within.nodes][-1] == 12
+    assert [other.data for other in within.nodes] == [1, 5, 6, 2, 12]
     assert hidden in within.nodes
     made.backward("f")
     assert hidden.feedback

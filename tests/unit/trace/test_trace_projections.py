@@ -131,5 +131,9 @@ def test_a_step_of_an_optimizer_is_shown_as_escaped_html():
 def test_small_helpers_do_what_their_names_say():
     assert parse_eqs_to_dict("x0 = 1\nx1=`2`\nx3= def f():\n    return 1\n") == {"x0": "1", "x1": "2", "x3": "def f():\n    return 1"}
     assert json.loads(escape_json_nested_quotes('{"a": "say "hi" now", "b": "x"}')) == {"a": 'say "hi" now', "b": "x"}
-    assert remove_non_ascii("aé b") == "a  b"
+    assert (
+        escape_json_nested_quotes(r'{"a": "at \\"end\\"", "b": "\( \alpha \) \\n \u00e9"}')
+        == r'{"a": "at \"end\"", "b": "( alpha ) \\n \u00e9"}'
+    )
+    assert remove_non_ascii("aé\x00\tb\u200b") == "aé\tb"  # its name promises more
     assert builtins is sys.modules["builtins"]

@@ -204,6 +204,40 @@ def test_the_live_problem_lists_nodes_with_levels():
     assert Problem().empty()
 
 
+def test_each_parameter_sees_the_paths_from_itself_and_a_sum_of_them_all():
+    w, v = node(1, trainable=True, name="w"), node(2, trainable=True, name="v")
+    y = (w + 10) * (v * 20)
+    y.backward("f")
+    own, other, both = sum_feedback([w]), sum_feedback([v]), sum_feedback([w, v])
+    assert [found.data for found in own.nodes] == [1, 10, 11, 40, 440]  # v * 20 is a value to w
+    assert [found.data for found in other.nodes] == [11, 2, 20, 40, 440]
+    assert [found.data for found in both.nodes] == [1, 10, 11, 2, 20, 40, 440]
+    assert own.user_feedback == both.user_feedback == "f"
+    general = GraphPropagator()
+    general.register("never", lambda child: {})
+    w.zero_feedback()
+    ((w + 10) * (v * 20)).backward("f", propagator=general)
+    assert [found.data for found in sum_feedback([w]).nodes] == [1, 10, 11, 40, 440]
+
+
+def test_a_rule_may_make_problems_of_nodes_with_levels():
+    w = node(1, trainable=True, name="w")
+    propagator = GraphPropagator()
+    propagator.register(
+        "multiply", lambda child: dict.fromkeys(child.parents, Problem(graph=[(child.level, child)], user_feedback="of the rule"))
+    )
+    y = w * 2
+    y.backward("of the user", propagator=propagator)
+    problem = sum_feedback([w])
+    assert problem.user_feedback == "of the rule"
+    assert [other.data for _, other in problem.graph] == [1, 2, 2]
+    assert Problem(graph=[], user_feedback=None).empty()
+    shown = Problem(graph=[(0, w)], user_feedback=None)
+    assert [other for _, other in shown + problem if other is w]
+    assert len(shown) == 1
+    assert not shown.empty()
+
+
 def test_deep_wide_and_diamond_graphs_need_no_recursion():
     w = node(0, trainable=True)
     chain = diamond = w
