@@ -65,6 +65,9 @@ class DaemonLink:
             await self._converse(reader, writer)
         except (CodecError, ConnectionError, OSError):
             pass  # whoever spoke is gone, or was no daemon
+        except asyncio.CancelledError:
+            # Only `aclose` cancels, and waits for it; the streams of Python 3.11 print a traceback for a conversation that was cancelled.
+            pass
         finally:
             if self._writer is writer:
                 self._writer = None
