@@ -18,6 +18,7 @@ _HOMES = {
     "load_settings": "agentd.settings",
     "model": "agentd.trace",
     "node": "agentd.trace",
+    "train": "agentd.opto.training",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names of a table of texts

@@ -16,6 +16,7 @@ _HOMES = {
     "Search": "agentd.opto.script",
     "TextGrad": "agentd.opto.script",
     "make_optimizer": "agentd.opto.factory",
+    "train": "agentd.opto.training",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 - names of a table of texts

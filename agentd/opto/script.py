@@ -92,6 +92,11 @@ class ScriptOptimizer:
         self._cases: list[_Case] = []
         self._memory: list[MemoryEntry] = []
 
+    @property
+    def named(self) -> Mapping[str, ParameterNode]:
+        """The parameters by path."""
+        return self._named
+
     # --- as in Trace ---
 
     def zero_feedback(self) -> None:

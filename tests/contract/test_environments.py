@@ -37,11 +37,31 @@ def embedded_broker():
         process.communicate()
 
 
-@pytest.fixture(params=["gymnasium", "mqtt over mosquitto", "mqtt over the embedded broker"])
-async def environment(request, make_spec):
+PLANT = """
+import gymnasium
+
+class Plant:
+    def __init__(self):
+        self.env = gymnasium.make("CartPole-v1")
+
+    def reset(self, seed):
+        return self.env.reset(seed=seed)[0].tolist()
+
+    def step(self, action):
+        observation, reward, terminated, _, _ = self.env.step(action)
+        return observation.tolist(), reward, terminated
+"""
+
+
+@pytest.fixture(params=["gymnasium", "python", "mqtt over mosquitto", "mqtt over the embedded broker"])
+async def environment(request, make_spec, tmp_path):
     async with contextlib.AsyncExitStack() as stack:
         spec, broker = make_spec(), None
-        if request.param != "gymnasium":
+        if request.param == "python":
+            (tmp_path / "plant.py").write_text(PLANT)
+            spaces = {"observation_space": {"low": -100.0, "high": 100.0, "shape": [4]}, "action_space": {"discrete": 2}}
+            spec = make_spec(environment={"kind": "python", "entrypoint": "plant:Plant", "folder": str(tmp_path)} | spaces)
+        elif request.param != "gymnasium":
             tables = {
                 "kind": "mqtt",
                 "observation_space": {"low": -100.0, "high": 100.0, "shape": [4]},

@@ -53,7 +53,7 @@ def test_python_dash_m_agentd_is_the_command_line() -> None:
 def test_every_verb_of_the_manual_is_there() -> None:
     verbs = (
         "demo run check new agents status history show diff episodes trace logs events propose submit approve promote abort rollback pause "
-        "resume devices retry pin backup token"
+        "resume devices retry pin backup token init optimize"
     )
     for verb in verbs.split():
         assert invoke(verb, "--help").exit_code == 0, verb
