@@ -14,11 +14,12 @@ from typing import Literal, Self
 
 import aiomqtt
 import msgspec
+from paho.mqtt import client as mqtt
 
 from agentd.clock import Clock
 from agentd.device import Inbox, backoff, connection_arguments, end_task
 from agentd.environments.contract import Change, Counters, Joined, Left, Linked
-from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice, Observation
+from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice
 from agentd.errors import PlantError
 from agentd.records import Space, Value
 from agentd.spec import MqttSection
@@ -77,6 +78,9 @@ class MqttEnvironment(Carrier):
         self._group: asyncio.TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None
         self._answers = 0
+        self._flushing = False
+        self._congested = False
+        """The network didn't take all that the last turn had for it."""
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.create_task(self._run(), name=f"mqtt-{self._agent}")
@@ -192,6 +196,28 @@ class MqttEnvironment(Carrier):
         self.counters.messages["out"] += 1
         return True
 
+    def send(self, device: str, action: bytes) -> bool:
+        """Hand an action to the network in this turn of the event loop, or not at all: behind what it doesn't take it would grow old."""
+        if self._client is None:
+            return False
+        wire = self._client._client  # noqa: SLF001 - aiomqtt's publish waits even for QoS 0: a task, a timer, a poll of the socket
+        if self._congested and wire.want_write():
+            self.counters.dropped["congested"] += 1
+            return False
+        if wire.publish(f"{self._devices_topic}/{device}/down/action", action).rc != 0:
+            return False
+        if not self._flushing:
+            self._flushing = True
+            # after aiomqtt's own callback, that has the loop watch the socket: when this closes it, nothing may begin to watch it later
+            asyncio.get_running_loop().call_soon(self._flush, wire)
+        self.counters.messages["out"] += 1
+        return True
+
+    def _flush(self, wire: mqtt.Client) -> None:
+        self._flushing = False
+        wire.loop_write()
+        self._congested = wire.want_write()
+
     def publish_soon(self, device: str, topic: str, payload: bytes) -> None:
         """Publish from where messages arrive, which can't wait."""
         if self._group is None or self._client is None or self._answers >= _MAX_ANSWERS:
@@ -247,9 +273,9 @@ class MqttEnvironment(Carrier):
             if device is None:
                 self.counters.dropped["unknown_device"] += 1
             elif kind == "observation":
-                device.hear(device.decode(payload, Observation))
+                device.hear_observation(payload)
             elif kind == "heartbeat":
-                device.heard(device.decode(payload, Heartbeat).session)
+                device.hear_heartbeat(payload)
         except Exception:  # noqa: BLE001 - a retained message that raised would cut each new connection again
             self.counters.dropped["malformed"] += 1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -56,6 +57,10 @@ class Carrier(Protocol):
         """Publish now; False when it can't."""
         ...
 
+    def send(self, device: str, action: bytes) -> bool:
+        """Hand an action to the network at once; False when it takes none."""
+        ...
+
     def publish_soon(self, device: str, topic: str, payload: bytes) -> None:
         """Publish from a handler."""
         ...
@@ -86,7 +91,10 @@ class MqttDevice:
         self.seedable = seedable
         self.heard_at = carrier.clock.monotonic()
         self._carrier = carrier
-        self._codec = msgspec.json if encoding == "json" else msgspec.msgpack
+        codec = msgspec.json if encoding == "json" else msgspec.msgpack
+        self._encode = codec.Encoder(enc_hook=_plain).encode
+        self._decode_observation = codec.Decoder(Observation).decode
+        self._decode_heartbeat = codec.Decoder(Heartbeat).decode
         self._episode: str | None = None
         self._newest = -1
         self._answered = -1
@@ -97,13 +105,19 @@ class MqttDevice:
         self._begun: Begun | None = None
         self._gone: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._silent_at = math.inf
+        """When whoever waits for an observation gives up."""
+        self._timer: asyncio.TimerHandle | None = None
 
     # --- for the environment ------------------------------------------------------------------------------------------
 
-    def decode(self, payload: bytes, type_: type[T]) -> T:
-        """A message of this device in the encoding that its status asked for. Raises msgspec.MsgspecError."""
-        message: T = self._codec.decode(payload, type=type_)
-        return message
+    def hear_observation(self, payload: bytes) -> None:
+        """Sort an observation in, or drop it. Raises msgspec.MsgspecError for what is none in the encoding that the status asked for."""
+        self._hear(self._decode_observation(payload))
+
+    def hear_heartbeat(self, payload: bytes) -> None:
+        """Note a sign of life. Raises msgspec.MsgspecError."""
+        self.heard(self._decode_heartbeat(payload).session)
 
     def heard(self, session: str | None = None) -> None:
         """Note a sign of life."""
@@ -116,9 +130,10 @@ class MqttDevice:
         """End this life: whoever waits hears PlantLost."""
         self._gone = self._gone or reason
         self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def hear(self, message: Observation) -> None:
-        """Sort an observation in, or drop it."""
+    def _hear(self, message: Observation) -> None:
         dropped = self._carrier.counters.dropped
         if message.session != self.session:
             dropped["older_session"] += 1
@@ -166,7 +181,7 @@ class MqttDevice:
         if message.step != 0 or self._commanding or message.episode in self._known:
             return False
         self._open(message.episode)
-        self._begun = Begun(message.episode, Transition(observation=None))  # completed by `hear`
+        self._begun = Begun(message.episode, Transition(observation=None))  # completed by `_hear`
         return True
 
     def _open(self, episode: str) -> None:
@@ -204,7 +219,7 @@ class MqttDevice:
             "max_steps": max_steps,
         }
         try:
-            await self._carrier.publish(self.id, "down/command", self._codec.encode(command), qos=1)
+            await self._carrier.publish(self.id, "down/command", self._encode(command), qos=1)
             return await self._next()
         finally:
             self._commanding = False
@@ -219,7 +234,7 @@ class MqttDevice:
         elif self._episode is not None and self._newest > self._answered:
             self._answered = self._newest
             payload = self._action(self._episode, self._newest, action, revision=revision, safe=safe)
-            await self._carrier.publish(self.id, "down/action", payload)
+            self._carrier.send(self.id, payload)
         return await self._next()
 
     async def begun(self) -> Begun:
@@ -234,7 +249,7 @@ class MqttDevice:
         """Leave the episode with the safe action."""
         if self._gone is None and self._episode is not None and self._newest > self._answered:
             payload = self._action(self._episode, self._newest, action, revision="", safe=True)
-            await self._carrier.publish(self.id, "down/action", payload)
+            self._carrier.send(self.id, payload)
         self._episode = None
 
     async def aclose(self) -> None:
@@ -242,7 +257,7 @@ class MqttDevice:
 
     def _action(self, episode: str, step: int, action: Value, *, revision: str, safe: bool) -> bytes:
         message = {"session": self.session, "episode": episode, "step": step, "revision": revision, "action": action, "safe": safe}
-        payload: bytes = self._codec.encode(message, enc_hook=_plain)
+        payload: bytes = self._encode(message)
         return payload
 
     def _check(self) -> None:
@@ -256,19 +271,36 @@ class MqttDevice:
         finally:
             self._waiter = None
 
+    def _watch(self) -> None:
+        """The dead-man timer: one per device, armed anew when it fires and not at each tick."""
+        self._timer = None
+        if self._carrier.clock.monotonic() >= self._silent_at:
+            self._wake()
+        elif self._silent_at < math.inf:
+            self._arm()
+
+    def _arm(self) -> None:
+        remaining = max(0.0, self._silent_at - self._carrier.clock.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(remaining, self._watch)
+
     async def _next(self) -> Transition:
         """The newest observation of the episode. What came between is counted; its rewards are not lost."""
+        timeout = self._carrier.settings.observation_timeout
+        self._silent_at = self._carrier.clock.monotonic() + timeout
+        if self._timer is None:
+            self._arm()
         try:
-            async with asyncio.timeout(self._carrier.settings.observation_timeout):
-                while not self._arrivals:
-                    self._check()
-                    if self._begun is not None:
-                        raise PlantLost(f"{self.id} began another episode", reason="superseded")
-                    await self._wait()
-        except TimeoutError:
-            self._episode = None
-            reason = "silent" if self._carrier.connected else "disconnected"
-            raise PlantLost(f"{self.id} sent no observation in {self._carrier.settings.observation_timeout:g} s", reason=reason) from None
+            while not self._arrivals:
+                self._check()
+                if self._begun is not None:
+                    raise PlantLost(f"{self.id} began another episode", reason="superseded")
+                if self._carrier.clock.monotonic() >= self._silent_at:
+                    self._episode = None
+                    reason = "silent" if self._carrier.connected else "disconnected"
+                    raise PlantLost(f"{self.id} sent no observation in {timeout:g} s", reason=reason)
+                await self._wait()
+        finally:
+            self._silent_at = math.inf
         newest = self._arrivals.pop()
         if self._arrivals:
             self._carrier.counters.dropped["superseded"] += len(self._arrivals)

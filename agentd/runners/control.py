@@ -1,6 +1,7 @@
 """What the device loops of one runner share: routes, pairs, limits, and where finished episodes go."""
 
 import asyncio
+import bisect
 from collections.abc import Awaitable, Iterable
 from random import Random
 from typing import Any
@@ -10,6 +11,7 @@ from agentd.environments import Environment
 from agentd.ids import make_id
 from agentd.records import Event, PairPlan, Value
 from agentd.runners.envelope import Envelope
+from agentd.runners.garbage import GarbageCollector
 from agentd.runners.pairs import Pairs
 from agentd.runners.spool import Spool
 from agentd.runners.workers import Workers
@@ -17,6 +19,7 @@ from agentd.spec import AgentSpec, EnvironmentKind
 
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Upper bounds, in seconds, of the histogram of step durations."""
+_BUCKET_NAMES = (*STEP_BUCKETS, "inf")
 
 
 class Control:
@@ -41,6 +44,7 @@ class Control:
         self.workers = workers
         self.spool = spool
         self.clock = clock
+        self.garbage = GarbageCollector()
         self.pairs = Pairs(clock)
         self.envelope = Envelope.from_spec(spec, environment.action_space)
         self.safe_action: Value = environment.safe_action
@@ -57,6 +61,7 @@ class Control:
         self.draining = False
         self.cut = False
         """Episodes end at the next tick: the time for draining is over."""
+        self._loop = asyncio.get_running_loop()
         self._group = group
         self._random = generator
         self._changed = asyncio.Event()
@@ -101,9 +106,12 @@ class Control:
             self.happened("runner.pair_dropped", reason, pair=plan.id, release=plan.release, device=plan.device)
 
     def acted(self, revision: str, role: str, latency: float, safe: str | None) -> None:
-        """Count one answered observation."""
-        bucket = next((bound for bound in STEP_BUCKETS if latency <= bound), None)
-        self.spool.count(f"step_duration.{role}.{'inf' if bucket is None else bucket}")
+        """Count one answered observation, as soon as its plant has got its action."""
+        self._loop.call_soon(self._count, revision, role, latency, safe)
+        self.garbage.answered()
+
+    def _count(self, revision: str, role: str, latency: float, safe: str | None) -> None:
+        self.spool.count(f"step_duration.{role}.{_BUCKET_NAMES[bisect.bisect_left(STEP_BUCKETS, latency)]}")
         self.spool.count(f"step_duration_sum.{role}", latency)
         if safe is not None:
             self.spool.count(f"safe_actions.{safe}")

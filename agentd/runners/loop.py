@@ -204,8 +204,8 @@ class DeviceLoop:
             pilot = self._pilot_now(recording, pilot)
             tick = transition.tick - begin
             answer = await self._decide(recording, pilot, tick, transition)
-            recording.answered(transition, tick, answer.action, answer.safe)
-            latency = self._control.clock.monotonic() - transition.received_at
+            latency = max(0.0, self._control.clock.monotonic() - transition.received_at)
+            recording.answered(transition, tick, answer.action, answer.safe, latency)
             self._control.acted(recording.revision, recording.role, latency, answer.safe)
             revision = recording.revision if answer.safe is None else ""
             try:
@@ -297,6 +297,7 @@ class DeviceLoop:
                 if not recording.error:
                     recording.error = f"no trace: {_words(error)}"
         self._control.spool.add_episode(recording.close(outcome, trace))
+        self._control.garbage.concluded()
         await self._control.workers.release(recording.revision)
 
 

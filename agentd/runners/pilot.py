@@ -46,7 +46,7 @@ class Pilot:
         self._spawn = spawn
         self._after = after
         self._begun = False
-        self._pending: asyncio.Task[Value | SandboxError] | None = None
+        self._pending: asyncio.Future[Value] | asyncio.Task[Value | SandboxError] | None = None
         self._corrected: Value = UNCHANGED
 
     async def begin(self) -> None:
@@ -61,21 +61,21 @@ class Pilot:
         if self._pending is not None:
             if not self._pending.done():
                 raise LateError
-            late, self._pending = self._pending.result(), None
-            if isinstance(late, SandboxError):
-                raise late
+            late, self._pending = self._pending, None
+            _outcome(late)
+        answer: asyncio.Future[Value] | asyncio.Task[Value | SandboxError]
+        if self._begun:
+            answer = self._ask(tick, observation)  # on every tick but the first, and there without a task
+        else:
+            answer = self._spawn(self._begin_and_act(tick, observation), f"begin-{self._device}")
         if self._deadline is None:
-            return await self._ask(tick, observation)
-        remaining = received_at + self._deadline - self._clock.monotonic()
-        task = self._spawn(self._try(tick, observation), f"act-{self._device}")
-        await asyncio.wait({task}, timeout=max(0.0, remaining))
-        if not task.done():
-            self._pending = task
+            await asyncio.wait((answer,))
+        else:
+            await asyncio.wait((answer,), timeout=max(0.0, received_at + self._deadline - self._clock.monotonic()))
+        if not answer.done():
+            self._pending = answer
             raise LateError
-        answer = task.result()
-        if isinstance(answer, SandboxError):
-            raise answer
-        return answer
+        return _outcome(answer)
 
     def correct(self, action: Value) -> None:
         """Tell the policy, with the next observation, that the plant got this action and not its own."""
@@ -84,18 +84,26 @@ class Pilot:
     async def finish(self, final_observation: Value) -> bytes | None:
         """End the episode and take its trace (untrusted). Raises SandboxError."""
         if self._pending is not None:
-            await asyncio.wait({self._pending})
+            await asyncio.wait((self._pending,))
+            self._pending.exception()  # what a late answer says now, the end says too
         return await self.worker.finish(self._device, final_observation) if self._begun else None
 
-    async def _ask(self, tick: int, observation: Value) -> Value:
-        if not self._begun:
-            await self.begin()
+    def _ask(self, tick: int, observation: Value) -> asyncio.Future[Value]:
         corrected, self._corrected = self._corrected, UNCHANGED
-        return await self.worker.act(self._device, tick, observation, safe=corrected)
+        return self.worker.ask(self._device, tick, observation, safe=corrected)
 
-    async def _try(self, tick: int, observation: Value) -> Value | SandboxError:
-        """`_ask` for a task of its own: an error is an answer too, since nobody may be waiting any more."""
+    async def _begin_and_act(self, tick: int, observation: Value) -> Value | SandboxError:
+        """For a task of the runner's group: an error is an answer too, since nobody may be waiting any more."""
         try:
+            await self.begin()
             return await self._ask(tick, observation)
         except SandboxError as error:
             return error
+
+
+def _outcome(answer: "asyncio.Future[Value] | asyncio.Task[Value | SandboxError]") -> Value:
+    """The action of an answer that is there. Raises SandboxError."""
+    result = answer.result()
+    if isinstance(result, SandboxError):
+        raise result
+    return result

@@ -5,7 +5,6 @@ controls: one frame, `Done` or `Failed`, then the end of the stream. Its lock is
 """
 
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -60,8 +59,6 @@ def control(setup: Setup, paths: RunnerPaths, on_ready: Callable[[], None]) -> N
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, runner.drain_soon)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        gc.collect()
-        gc.freeze()  # what is there now stays: the collector needn't look at it on a tick
         await runner.run(on_ready)
 
     try:

@@ -40,28 +40,41 @@ class Recording:
         self._started_at = clock.time()
         self._began = clock.monotonic()
         self._steps: list[Step] = []
+        self._open: tuple[Value, int, Value, str | None, float] | None = None
+        """Observation, tick, action, safe and latency of the answer of which nothing has come yet."""
         self._final: Value = None
 
-    def answered(self, observation: Transition, tick: int, action: Value, safe: str | None) -> None:
-        """Note what was answered to an observation, before it is known what comes of it."""
-        latency = max(0.0, self._clock.monotonic() - observation.received_at)
-        self._steps.append(Step(tick=tick, observation=observation.observation, action=action, safe=safe, latency=latency))
+    def answered(self, observation: Transition, tick: int, action: Value, safe: str | None, latency: float) -> None:
+        """Note what was answered to an observation, before it is known what comes of it. `latency` in seconds."""
+        self._settle()
+        self._open = (observation.observation, tick, action, safe, latency)
 
     def followed(self, transition: Transition) -> None:
         """Note what came of the last answer."""
-        step = self._steps[-1]
-        self._steps[-1] = Step(
-            tick=step.tick,
-            observation=step.observation,
-            action=step.action,
-            reward=transition.reward,
-            terminated=transition.terminated,
-            truncated=transition.truncated,
-            info=transition.info,
-            safe="fallback" if transition.fallback else step.safe,
-            latency=step.latency,
-        )
+        self._settle(transition)
         self._final = transition.observation
+
+    def _settle(self, transition: Transition | None = None) -> None:
+        """Turn the last answer into a step, with what came of it if anything did."""
+        if self._open is None:
+            return
+        (observation, tick, action, safe, latency), self._open = self._open, None
+        if transition is None:
+            self._steps.append(Step(tick=tick, observation=observation, action=action, safe=safe, latency=latency))
+            return
+        self._steps.append(
+            Step(
+                tick=tick,
+                observation=observation,
+                action=action,
+                reward=transition.reward,
+                terminated=transition.terminated,
+                truncated=transition.truncated,
+                info=transition.info,
+                safe="fallback" if transition.fallback else safe,
+                latency=latency,
+            )
+        )
 
     @property
     def final_observation(self) -> Value:
@@ -75,6 +88,7 @@ class Recording:
 
     def close(self, outcome: Outcome, trace: bytes | None = None) -> Episode:
         """The finished record."""
+        self._settle()
         return Episode(
             id=self.id,
             agent=self._agent,

@@ -103,6 +103,7 @@ class Runner:
                     self._group.create_task(self._watch_lease(), name="lease"),
                 ]
                 on_ready()
+                self._control.garbage.take_over()
                 await self._stopped.wait()
                 for chore in chores:
                     chore.cancel()
@@ -165,6 +166,7 @@ class Runner:
             await asyncio.sleep(REPORT_INTERVAL)
             self._count_environment()
             self._spool.report()
+            self._control.garbage.answered()  # where no plant asks for actions, garbage comes all the same
 
     def _count_environment(self) -> None:
         counters = self._environment.counters

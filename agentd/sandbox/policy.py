@@ -76,14 +76,17 @@ class PolicyWorker:
         `safe` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the
         trace then shows that instead. Raises WorkerTimeout after `step_timeout`.
         """
+        return await self.ask(device, tick, observation, safe=safe)
+
+    def ask(self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED) -> asyncio.Future[Value]:
+        """`act` for who doesn't wait in a task of its own: the request is sent before this returns, the future gets the action."""
         replaced = safe is not UNCHANGED
         number = self._channel.next_number()
         request = Act(number, device, tick, observation, replaced, safe if replaced else None)
         try:
-            answer = self._channel.call(number, codec.encode(request), self._limits.step_timeout)
+            return self._channel.call(number, codec.encode(request), self._limits.step_timeout)
         except CodecError as error:
             raise PolicyError(f"the observation can't be passed on: {error}") from error
-        return await answer
 
     async def finish(self, device: str, final_observation: Value) -> bytes | None:
         """End the episode; its encoded TraceGraph (untrusted) with `episode_end` as output.

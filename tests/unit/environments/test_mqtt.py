@@ -130,6 +130,23 @@ async def test_a_device_that_was_there_before_the_agent_can_be_driven_at_once(ma
             assert (await resetting).tick == 0
 
 
+async def test_actions_that_the_network_does_not_take_are_dropped_rather_than_sent_late(environment, arm, mosquitto, until):
+    await driven(environment, arm)
+    action = b"x" * 60_000
+    mosquitto.freeze()
+
+    async def until_congested():
+        while not environment.counters.dropped["congested"]:
+            environment.send("another", action)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(20):
+        await until_congested()
+    assert environment.send("another", action) is False
+    mosquitto.thaw()
+    await until(lambda: environment.send("another", b"{}"))
+
+
 async def test_repeated_and_reordered_observations_are_dropped_and_counted(environment, arm):
     device = await driven(environment, arm)
     stepping, _ = await answered(device, arm)
