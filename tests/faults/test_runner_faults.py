@@ -75,6 +75,12 @@ class Robot:
             found[line["episode"]].append(line)
         return found
 
+    @property
+    def is_midway(self) -> bool:
+        """Whether most of an episode is still to come: between two of them a robot waits for a command, and needs no action."""
+        applied = self.applied
+        return bool(applied) and 5 < applied[-1]["step"] < 50
+
     def prove(self) -> None:
         """Within each episode no tick is without its one action."""
         assert self.applied
@@ -246,6 +252,7 @@ async def test_a_broker_that_is_killed_comes_back_to_a_plant_that_never_stood_st
     await until(lambda: of(daemon, outcome=Outcome.FINISHED))
     for _ in range(2):
         known = len(of(daemon, outcome=Outcome.FINISHED))
+        await until(lambda: plant.is_midway)
         mosquitto.kill()
         fallbacks = plant.sources["fallback"]
         await until(lambda fallbacks=fallbacks: plant.sources["fallback"] > fallbacks)
@@ -260,6 +267,7 @@ async def test_a_broker_that_is_killed_comes_back_to_a_plant_that_never_stood_st
 async def test_a_broker_that_freezes_costs_fallbacks_and_no_late_action(runners, mqtt_spec, mosquitto, plant, make_program, until):
     daemon = await serve(runners, mqtt_spec(), mosquitto, make_program(BALANCE))
     await until(lambda: of(daemon, outcome=Outcome.FINISHED))
+    await until(lambda: plant.is_midway)
     mosquitto.freeze()
     await until(lambda: plant.sources["fallback"] >= 3)
     mosquitto.thaw()
@@ -355,6 +363,7 @@ async def test_a_runner_that_is_killed_leaves_the_robot_to_its_fallback_and_a_ne
     program = make_program(BALANCE)
     first = await serve(runners, mqtt_spec(), mosquitto, program)
     await until(lambda: of(first, outcome=Outcome.FINISHED))
+    await until(lambda: plant.is_midway)
     os.kill(first.runner.pid, signal.SIGKILL)
     await until(lambda: first.lost)
     await until(lambda: plant.sources["fallback"] > 0)
