@@ -28,6 +28,7 @@ _COLOURS = {
     NodeKind.MESSAGE: ("#deebf6", "#3f78a8"),
     NodeKind.EXCEPTION: ("#fff0c2", "#b07d00"),
 }
+_MAX_FIGURES = 6  # that a node for many ticks shows
 _FOLDED_COLOURS = ("#ffffff", "#8a8a8a")
 
 
@@ -149,14 +150,30 @@ class Picture:
         """Name, what made it, and its value, each a short line."""
         mark = " (output)" if index == self.graph.output else ""
         value = node.value
-        if node.operator == FOLDED and isinstance(value, dict) and isinstance(value.get("values"), dict):
-            lines = [_short(f"{value.get('count')} ticks: {value.get('first')} to {value.get('last')}", 60)]
-            return lines + [_short(f"{name}: {shown_value(figures)}", self._limit) for name, figures in list(value["values"].items())[:4]]
+        if node.operator == FOLDED and isinstance(value, dict):
+            return _folded_lines(value, self._limit)
         shown = shown_value(value)
         lines = [f"{_short(node.name, 60)}{mark}"]
         if node.operator and not node.name.startswith(node.operator):
             lines.append(f"[{_short(node.operator, 60)}]")
         return [*lines, _short(shown, self._limit)]
+
+
+def _folded_lines(value: dict[str, Any], limit: int) -> list[str]:
+    """What a node says that stands for ticks or nodes: how many, and between what their values lie."""
+    if not isinstance(value.get("values"), dict):
+        return [_short(f"{value.get('count')} nodes that are not shown", 60)]
+    lines = [_short(f"{value.get('count')} ticks: {value.get('first')} to {value.get('last')}", 60)]
+    figured = list(value["values"].items())
+    for name, figures in figured if len(figured) <= _MAX_FIGURES else [*figured[: _MAX_FIGURES - 1], figured[-1]]:
+        low, high = (figures.get("low"), figures.get("high")) if isinstance(figures, dict) else (None, None)
+        shown = f"{_number(low)} to {_number(high)}" if not isinstance(low, list) else f"{len(low)} numbers"
+        lines.append(_short(f"{name}: {shown}", limit))
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else shown_value(value)
 
 
 def _colours(node: TraceNode) -> tuple[str, str]:

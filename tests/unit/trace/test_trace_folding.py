@@ -1,5 +1,6 @@
 """Folding: a long episode reads like a short one; and pictures of it stay readable."""
 
+import random
 import re
 import subprocess
 import sys
@@ -239,6 +240,55 @@ def test_a_page_is_well_formed_self_contained_and_escapes_what_the_trace_says():
     svg = page[page.index("<svg") : page.index("</svg>") + 6]
     assert len(ET.fromstring(svg).findall("{http://www.w3.org/2000/svg}g")) == 3
     assert "<script" not in picture(y).to_mermaid()
+
+
+def tangled(count, seed):
+    """Nodes of one operation each on recent and on old ones: nothing repeats."""
+    choose = random.Random(seed)
+    with Graph():
+        made = [node(1.0, trainable=True), node("text"), node([1, 2, 3])]
+        for number in range(count):
+            made.append(bundle(description=f"[op{number}]")(lambda a, b: 1)(choose.choice(made[-8:]), choose.choice(made)))
+    return made[-1]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_edge_passes_behind_a_box(seed, reverse):
+    page = picture(tangled(500, seed), reverse=reverse).to_html()
+    boxes = [tuple(map(float, found)) for found in re.findall(r'<rect x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"', page)]
+    paths = re.findall(r'<path d="(M[^"]+)" fill="none"', page)
+    assert 30 < len(boxes) <= 61
+    assert len(paths) > 60
+    for path in paths:
+        for x, y in points_of(path):
+            assert not any(left + 1 < x < left + width - 1 and top + 1 < y < top + height - 1 for left, top, width, height in boxes)
+
+
+def points_of(path):
+    """Points along a path of M, C and V commands."""
+    x = y = 0.0
+    for command, text in re.findall(r"([MCV])([^MCV]+)", path):
+        numbers = [float(number) for number in text.split()]
+        if command == "M":
+            x, y = numbers
+        elif command == "V":
+            yield from ((x, y + (numbers[0] - y) * step / 10) for step in range(11))
+            y = numbers[0]
+        else:
+            curve = [(x, y), *zip(numbers[::2], numbers[1::2], strict=True)]
+            for step in range(21):
+                t = step / 20
+                weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+                yield tuple(sum(weight * point[axis] for weight, point in zip(weights, curve, strict=True)) for axis in (0, 1))
+            x, y = curve[-1]
+
+
+def test_what_is_folded_is_told_in_words():
+    page = picture(episode(400)).to_html()
+    assert re.search(r"\d+ ticks: \d+ to \d+", page)
+    assert "act: 0 to 1" in page
+    assert "nodes that are not shown" in picture(tangled(300, 1)).to_html()
 
 
 def test_texts_in_graphviz_are_escaped():
