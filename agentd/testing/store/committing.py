@@ -149,6 +149,9 @@ class CommittingContract:
         after = await store.verify_chain()
         assert (after.intact, after.events) == (True, 3)
         assert after.head != before.head
+        assert await store.verify_chain(before.head) == await store.verify_chain(empty.head) == after
+        unknown = await store.verify_chain("00" * 31 + "01")
+        assert (unknown.intact, unknown.broken_at, unknown.head) == (False, 4, after.head)
 
     async def test_usage_is_added_up_never_replaced(self, open_store: OpenStore) -> None:
         store = await open_store()

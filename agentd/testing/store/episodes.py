@@ -77,7 +77,10 @@ class EpisodesContract:
         assert await found(revision=second.id) == ["e3", "e2"]
         assert await found(role=Role.CANDIDATE) == ["e2"]
         assert await found(since=2.0) == ["e3", "e2"]
+        assert await found(until=2.0) == ["e2", "e1"]
         assert await found(regime=1) == ["e3"]
+        assert await found(device="nobody's") == []
+        assert await found(device=episode("e1", first).device) == ["e3", "e2", "e1"]
         assert await found(revision=second.id, role=Role.STABLE, regime=0) == []
 
     async def test_what_is_not_there_is_not_found(self, open_store: OpenStore) -> None:

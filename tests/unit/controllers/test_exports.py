@@ -1,0 +1,113 @@
+"""What a shipped controller has learned, exported and applied with `git apply`: the patched source acts like the revision did."""
+
+import asyncio
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentd import ready
+from agentd.cli.app import app
+from agentd.opto.constants import find_constants, replace_constants
+from agentd.records import AgentState, Episode, Kind, Mode, Outcome, Purpose, Revision, Role, Source, Step, make_revision
+from agentd.runners.rerun import rerun
+from agentd.sandbox import Limits, PolicyWorker, Zygote
+from agentd.spec import EnvironmentKind, load_agent
+from agentd.store import SqlStore
+
+CONTROLLERS = [folder.name for folder in ready.folders() if folder.parent.name == "controllers"]
+
+
+def observations(spec, count=200):
+    """What such a plant may show."""
+    generator = random.Random(7)
+    if spec.environment.kind is EnvironmentKind.GYMNASIUM:
+        import gymnasium
+
+        plant = gymnasium.make(spec.environment.id, **spec.environment.args)
+        seen = [plant.reset(seed=1)[0].tolist()]
+        plant.action_space.seed(1)
+        while len(seen) < count:
+            observation, _, terminated, truncated, _ = plant.step(plant.action_space.sample())
+            seen.append((plant.reset()[0] if terminated or truncated else observation).tolist())
+        plant.close()
+        return seen
+    space = spec.environment.observation_space
+    ends = [(max(low, -5.0), min(high, 5.0)) for low, high in zip(space.low, space.high, strict=True)]
+    return [[generator.uniform(low, high) for low, high in ends] for _ in range(count)]
+
+
+def retuned(parameter):
+    """Another value of the same kind: numbers moved, in code as elsewhere."""
+    if parameter.kind is Kind.CODE:
+        constants = find_constants(parameter.default)
+        assert constants
+        return replace_constants(parameter.default, constants, [constant.value * -1.5 for constant in constants])
+    assert parameter.kind is Kind.NUMBER
+    high = (parameter.bounds or (None, None))[1]
+    moved = parameter.default * 1.25 + 0.125
+    return moved if high is None or moved < high else parameter.default * 0.5
+
+
+def rewritten(parameter):
+    """Code as a model writes it: another structure, no comments; other kinds as `retuned`."""
+    if parameter.kind is not Kind.CODE:
+        return retuned(parameter)
+    lines = retuned(parameter).splitlines()
+    *head, last = [line for line in lines if line.strip()]
+    indent = last[: len(last) - len(last.lstrip())]
+    value = last.strip().removeprefix("return ")
+    tail = [f"chosen = {value}", "if chosen == 0:", "    return chosen", "return chosen"]
+    return "\n".join([*head, *(indent + line for line in tail)]) + "\n"
+
+
+async def act(zygote, source: Source, revision: Revision, spec, seen):
+    episode = Episode(
+        id="e1", agent=spec.agent.name, device="bench", revision=revision.id, role=Role.STABLE, purpose=Purpose.NORMAL,
+        outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, seed=3,
+        steps=tuple(Step(tick, observation, None) for tick, observation in enumerate(seen)),
+    )  # fmt: skip
+    starting = PolicyWorker.start(zygote, source=source, revision=revision, limits=Limits.from_spec(spec.sandbox), on_log=print)
+    async with await starting as worker:
+        report = await rerun(worker, episode, None)
+        assert report.fault == ""
+        return worker.parameters, report.actions
+
+
+def apply(folder: Path, patch: Path) -> None:
+    ran = subprocess.run(["git", "apply", str(patch)], check=False, cwd=folder, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("change", [retuned, rewritten])
+@pytest.mark.parametrize("name", CONTROLLERS)
+async def test_the_patched_source_acts_like_the_revision_that_learned(name, change, tmp_path):
+    spec, source = load_agent(ready.find(name))
+    seen = observations(spec)
+    first = make_revision(name, source.digest, {})
+    async with await Zygote.start(imports=spec.sandbox.allowed_imports, min_isolation=1) as zygote:
+        parameters, before = await act(zygote, source, first, spec, seen)
+        assert parameters
+        learned = make_revision(name, source.digest, {parameter.path: change(parameter) for parameter in parameters})
+        _, wanted = await act(zygote, source, learned, spec, seen)
+        assert wanted != before
+
+        state = AgentState(name=name, source=source.digest, stable=learned.id, mode=Mode.RELEASE, parameters=parameters)
+        async with await SqlStore.open(f"sqlite:///{tmp_path / 'agentd.db'}") as store:
+            await store.commit(source, first, learned, state)
+        words = ["export", name, "--store", str(tmp_path / "agentd.db"), "--output", str(tmp_path / "learned.patch")]
+        answer = await asyncio.to_thread(CliRunner().invoke, app, words)
+        assert answer.exit_code == 0, answer.output
+
+        folder = tmp_path / name
+        shutil.copytree(ready.find(name), folder)
+        await asyncio.to_thread(apply, folder, tmp_path / "learned.patch")
+        _, patched = load_agent(folder)
+        described, actions = await act(zygote, patched, make_revision(name, patched.digest, {}), spec, seen)
+    assert actions == wanted
+    assert {one.path: one.kind for one in described} == {one.path: one.kind for one in parameters}
+    others = {file: text for file, text in source.files.items() if not file.startswith("controller")}
+    assert {file: patched.files[file] for file in others} == others
