@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-HEALTHY, BROKEN, RECOVERED, ATTACKED = "healthy", "broken", "recovered", "attacked"
+HEALTHY, BROKEN, IMPROVING, RECOVERED, ATTACKED = STAGES = ("healthy", "broken", "improving", "recovered", "attacked")
 REGAINED = 0.8
 """The score has recovered when this share of what the change cost is regained."""
 ENDS = frozenset({"promoted", "rejected", "pruned", "inconclusive", "aborted", "rolled_back"})
@@ -48,7 +48,7 @@ class Story:
     """Scores by stage, releases by id, bad revisions by name."""
 
     stage: str = HEALTHY
-    scores: dict[str, list[float]] = field(default_factory=lambda: {HEALTHY: [], BROKEN: [], RECOVERED: [], ATTACKED: []})
+    scores: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
     latest: list[float] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
@@ -88,6 +88,8 @@ class Story:
             attempt.verdict = str(data["phase"])
             attempt.stage = str(data.get("stage", ""))
             attempt.reason = str(data.get("reason", ""))
+            if self.stage == BROKEN and attempt.verdict == "promoted":
+                self.stage = IMPROVING  # what broke no longer serves; the next revision may still be far from good
             self.rollbacks += attempt.verdict == "rolled_back"
 
     def mean(self, stage: str, last: int | None = None) -> float | None:

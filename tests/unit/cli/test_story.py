@@ -59,6 +59,16 @@ def test_the_score_has_recovered_when_most_of_what_the_change_cost_is_regained()
     assert not half.recovered
 
 
+def test_a_half_good_revision_on_the_way_counts_neither_as_broken_nor_as_recovered():
+    story = good_story()
+    story.stage = BROKEN
+    story.take(release("promoted"))
+    story.take(episode(0.7))
+    assert story.mean(BROKEN) == pytest.approx(0.04)
+    assert story.mean(RECOVERED) == pytest.approx(0.96)
+    assert story.recovered
+
+
 def test_a_change_that_cost_nothing_is_no_recovery():
     story = good_story()
     story.scores[BROKEN] = [0.95]
