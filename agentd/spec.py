@@ -3,26 +3,36 @@
 `load_agent` reads an agent folder whole: the spec and the source that revisions are made on (DESIGN section 8).
 """
 
-import enum
-import hashlib
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 
-from agentd.cases import read_cases
 from agentd.configuration import Section, check_duration, check_size, parse_duration, parse_size, read_toml, validate
+from agentd.environment_spec import (
+    DatasetSection,
+    EnvironmentKind,
+    EnvironmentSection,
+    MqttSection,
+    Seconds,
+    SpaceSection,
+    located,
+    order_mistakes,
+    space_record,
+)
 from agentd.errors import Mistake, SpecError
-from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, Space, WatchSettings
+from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, WatchSettings
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
-from agentd.spaces import why_outside
 
 __all__ = [
     "AgentSpec",
+    "DatasetSection",
+    "EnvironmentKind",
+    "MqttSection",
+    "SpaceSection",
     "load_agent",
     "metric_record",
     "parse_duration",
@@ -36,7 +46,6 @@ Duration = Annotated[str, AfterValidator(check_duration)]
 """A text such as "24h"; `parse_duration` gives its seconds."""
 Size = Annotated[str, AfterValidator(check_size)]
 """A text such as "256MiB"; `parse_size` gives its bytes."""
-Seconds = Annotated[float, Field(gt=0)]
 
 ALGORITHMS = ("hybrid", "optoprime", "search")
 
@@ -75,22 +84,6 @@ def _check_ascending(ends: tuple[float | None, float | None]) -> tuple[float | N
     return ends
 
 
-class EnvironmentKind(enum.StrEnum):
-    """Where an agent acts."""
-
-    GYMNASIUM = "gymnasium"
-    MQTT = "mqtt"
-    DATASET = "dataset"
-    PYTHON = "python"
-
-
-_KEYS_OF_KINDS = {
-    "id": (EnvironmentKind.GYMNASIUM, 'the registered name of the environment, such as "CartPole-v1"'),
-    "entrypoint": (EnvironmentKind.PYTHON, 'a class or a function in this folder, such as "plant:Plant"'),
-    "dataset": (EnvironmentKind.DATASET, '{ path = "cases.jsonl" }, with a JSON object such as {"input": ..., "reference": ...} a line'),
-}
-
-
 class AgentSection(Section):
     """`[agent]`: the program."""
 
@@ -100,121 +93,6 @@ class AgentSection(Section):
     objective: str = ""
     mode: Mode = Mode.ADVISE
     include: tuple[str, ...] = ()
-
-
-class MqttSection(Section):
-    """`[environment.mqtt]`: the way to the devices. `broker` defaults to the daemon's."""
-
-    broker: str | None = None
-    prefix: str = "agentd"
-    pace: Literal["device"] = "device"
-    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
-    observation_timeout: Seconds = 5.0
-    max_payload: Annotated[int, Field(ge=64)] = 65_536
-
-
-class DatasetSection(Section):
-    """`[environment.dataset]`: a file with one JSON object a line. `validation` is the share of the inputs that only decide."""
-
-    path: str
-    input: str = "input"
-    reference: str = "reference"
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    digest: str = ""
-    """Of the cases: `load_agent` notes it, so that an edited file makes the agent begin anew; nobody writes it."""
-
-    @classmethod
-    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What isn't the author's to say."""
-        if "digest" in table:
-            yield "digest", "not to be written: it follows from the cases"
-
-
-class SpaceSection(Section):
-    """A space: `{discrete = 2}` or `{low = ..., high = ..., shape = [...]}`."""
-
-    discrete: Annotated[int, Field(ge=1)] | None = None
-    start: int = 0
-    low: float | tuple[float, ...] | None = None
-    high: float | tuple[float, ...] | None = None
-    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
-
-    @classmethod
-    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Two kinds of space at once, none, or ends that don't fit the shape."""
-        low, high, shape = table.get("low"), table.get("high"), table.get("shape")
-        if ("discrete" in table) == any(key in table for key in ("low", "high", "shape")):
-            yield "", "should be either { discrete = n } or { low = ..., high = ..., shape = [...] }"
-        if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
-            count = math.prod(shape)
-        else:
-            count = next((len(end) for end in (low, high) if isinstance(end, list)), 1)
-        for name, end in (("low", low), ("high", high)):
-            if isinstance(end, list) and len(end) != count:
-                yield name, f"should have {count} numbers, not {len(end)}"
-        yield from _order_mistakes(low, high)
-
-
-class SafeActionSection(Section):
-    """`[environment.safe_action]`: what the plant gets when the policy is late, wrong or dead."""
-
-    value: Any = None
-    recovery: Literal["latch", "resume"] = "resume"
-
-
-class EnvironmentSection(Section):
-    """`[environment]`."""
-
-    kind: EnvironmentKind
-    id: str | None = None
-    entrypoint: str | None = None
-    """Python only: a class with `reset` and `step`, or a function of the action (agentd.environments.python)."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    devices: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How many copies of an environment in the runner's process run side by side."""
-    max_steps: Annotated[int, Field(ge=1)] = 1000
-    episode_interval: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds of rest before an episode that nobody waits for, so that a fast simulation doesn't keep a core busy for ever."""
-    mqtt: MqttSection = MqttSection()
-    dataset: DatasetSection | None = None
-    folder: str = ""
-    """Where the agent's files are: `load_agent` notes it for the runner, nobody writes it."""
-    safe_action: SafeActionSection | None = None
-    observation_space: SpaceSection | None = None
-    action_space: SpaceSection | None = None
-
-    @classmethod
-    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What each kind needs, and a safe action outside the action space."""
-        safe_action = table.get("safe_action")
-        value = safe_action.get("value") if isinstance(safe_action, Mapping) else None
-        yield from _kind_mistakes(table, value)
-        if "folder" in table:
-            yield "folder", "not to be written: it is the folder of this file"
-        try:
-            section = SpaceSection.model_validate(table["action_space"])
-        except (KeyError, ValidationError):
-            return  # there is none, or it is told already what is wrong with it
-        outside = None if value is None else why_outside(space_record(section), value)
-        if outside is not None:
-            yield "safe_action.value", f"{outside}: that is the action space"
-
-
-def _kind_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[str, str]]:
-    """Keys that an environment's kind lacks or doesn't know."""
-    kind = table.get("kind")
-    for key, (owner, wanted) in _KEYS_OF_KINDS.items():
-        if kind == owner and not table.get(key):
-            yield key, f'required for kind "{kind}": {wanted}'
-        elif kind in list(EnvironmentKind) and kind != owner and key in table:
-            yield key, f'only for kind "{owner}"'
-    if kind == EnvironmentKind.MQTT:
-        if safe_value is None:
-            yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
-        if "devices" in table:
-            yield "devices", 'not for kind "mqtt", whose devices announce themselves'
-    if kind == EnvironmentKind.PYTHON and safe_value is None and "action_space" not in table:
-        yield "safe_action", 'required for kind "python" without an action_space: { value = the action when the policy has none }'
 
 
 class MetricSection(Section):
@@ -325,7 +203,7 @@ class ActionLimitsSection(Section):
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """A low end above the high one."""
-        yield from _order_mistakes(table.get("low"), table.get("high"))
+        yield from order_mistakes(table.get("low"), table.get("high"))
 
 
 def _limits_form(value: Any) -> str:
@@ -408,25 +286,6 @@ def release_settings(spec: AgentSpec) -> ReleaseSettings:
     )
 
 
-def space_record(section: SpaceSection | None) -> Space:
-    """The space that a section declares; without one, any value is in it."""
-    if section is None:
-        return Space()
-    if section.discrete is not None:
-        return Space(kind="discrete", n=section.discrete, start=section.start)
-    if section.low is None and section.high is None and not section.shape:
-        return Space()
-    shape = section.shape or next(((len(end),) for end in (section.low, section.high) if isinstance(end, tuple)), ())
-    return Space(kind="box", shape=shape, low=section.low, high=section.high)
-
-
-def _order_mistakes(low: Any, high: Any) -> Iterator[tuple[str, str]]:
-    count = max(len(end) if isinstance(end, list | tuple) else 1 for end in (low, high))
-    pairs = zip(*(end if isinstance(end, list | tuple) else (end,) * count for end in (low, high)), strict=False)
-    if any(isinstance(a, int | float) and isinstance(b, int | float) and a > b for a, b in pairs):
-        yield "low", "should not lie above high"
-
-
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
@@ -451,7 +310,7 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     found.extend(unreadable)
     environment = spec.environment if spec else None
     if environment is not None:
-        environment, unusable = _located(environment, folder, _texts(data, "agent", "include"))
+        environment, unusable = located(environment, folder, _texts(data, "agent", "include"))
         found.extend(unusable)
     for section, wanted in (("agent", "a class or factory"), ("environment", "a class or a function"), ("feedback", "a function")):
         entrypoint = _table(data, section).get("entrypoint")
@@ -470,29 +329,6 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     )
     # What was noted is not hashed: no revision changes because its folder was moved, or cases were added.
     return spec.model_copy(update={"environment": environment}), source
-
-
-def _located(environment: EnvironmentSection, folder: Path, include: Iterable[str]) -> tuple[EnvironmentSection, list[Mistake]]:
-    """The section with what the runner needs to find its files; and what is wrong with the file of cases, if there is to be one.
-
-    An `include` that names it would show the policy the references.
-    """
-    located = environment.model_copy(update={"folder": str(folder.absolute())})
-    section = environment.dataset
-    if section is None:
-        return located, []
-    path = folder / section.path
-    try:
-        cases = read_cases(path, input_key=section.input, reference_key=section.reference)
-    except SpecError as error:
-        return located, list(error.mistakes)
-    shown = [
-        Mistake(str(folder / "agent.toml"), f"agent.include[{position}]", "names the data set: the policy could read the references")
-        for position, pattern in enumerate(include)
-        if pattern and not PurePosixPath(pattern).is_absolute() and path.resolve() in {found.resolve() for found in folder.glob(pattern)}
-    ]
-    digest = hashlib.sha256(" ".join(case.id for case in cases).encode()).hexdigest()[:16]
-    return located.model_copy(update={"dataset": section.model_copy(update={"digest": digest})}), shown
 
 
 def _hashed(section: BaseModel) -> dict[str, Any]:
