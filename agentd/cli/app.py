@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from agentd.cli import changing, evidence, hosting, reading
+from agentd.cli import changing, device, evidence, hosting, reading
 
 app = typer.Typer(
     name="agentd",
@@ -26,5 +26,5 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for module in (hosting, reading, evidence, changing):
+for module in (hosting, device, reading, evidence, changing):
     module.register(app)
