@@ -167,7 +167,12 @@ class Hosted:
                 *(sys.executable, "-m", "agentd", "run", "--config", str(config)),
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), *sys.path]), "PYTHONWARNINGS": "default"}
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(self.folder), *sys.path]),
+                    "PYTHONWARNINGS": "default",
+                    "PYTHONFAULTHANDLER": "1",
+                }
                 | (environment or {}),
             )
         if wait:
@@ -192,7 +197,12 @@ class Hosted:
         """SIGTERM, and the exit code."""
         assert self.daemon is not None
         self.daemon.terminate()
-        code = await asyncio.wait_for(self.daemon.wait(), 30)
+        try:
+            code = await asyncio.wait_for(self.daemon.wait(), 60)
+        except TimeoutError:
+            self.daemon.send_signal(signal.SIGABRT)  # it tells where it stands: PYTHONFAULTHANDLER
+            await self.daemon.wait()
+            raise AssertionError(f"the daemon does not end:\n{self.log()}") from None
         assert self.complaints() == [], self.log()
         return code
 

@@ -220,6 +220,9 @@ class HostedAgent:
             await self._end_what_disagrees(keeper)
             unfinished = await keeper.store.releases(self.name, active=True, limit=100)
             releases.restore(tuple(reversed(unfinished)), keeper.state.release)
+            needed = {stable.id, releases.current.candidate if releases.current else stable.id}
+            for left in set(runner.loaded) - needed:
+                await runner.retire(left)  # of a release that the daemon before died at the end of
             kind = "runner.adopted" if runner.adopted else "runner.started"
             await keeper.say(kind, f"the runner serves {stable.id[:10]}", session=runner.session, isolation=runner.isolation.level)
             await parts.watcher.answer()

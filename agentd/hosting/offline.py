@@ -128,6 +128,8 @@ class Offline:
                 await self._end(hosting, interrupted=stop.is_set())
         if following.done() and not following.cancelled():
             following.result()
+        if hosting.done() and not hosting.cancelled():
+            hosting.result()
         after, parameters = await self._left(name)
         if stop.is_set():
             self._ended = "interrupted"

@@ -126,7 +126,7 @@ class DeviceLoop:
         while control.workers.get(revision) is None:
             change = control.change
             remaining = limit - control.clock.monotonic()
-            if revision not in control.workers.loaded or remaining <= 0:
+            if control.draining or revision not in control.workers.loaded or remaining <= 0:
                 return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(remaining):

@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 
+import psutil
 import pytest
 from hosted import quick
 
@@ -127,6 +128,7 @@ async def test_a_daemon_killed_at_any_moment_again_and_again_loses_nothing(hoste
     agent = await hosted.until(lambda: serving(hosted))
     assert agent["runner_session"] == session
     await hosted.until(lambda: len(robot.since(known)) > 100)
+    await hosted.until(lambda: len(policy_workers(hosted.runner_pid())) <= 2)  # nothing is left of releases whose end was interrupted
     assert len([found for found in await hosted.client.releases("cartpole") if not found["ended_at"]]) <= 2
     assert await hosted.stop() == 0
     async with await SqlStore.open(f"sqlite:///{hosted.state}/agentd.db") as store:
@@ -138,3 +140,7 @@ async def test_a_daemon_killed_at_any_moment_again_and_again_loses_nothing(hoste
 async def serving(hosted):
     agent = await hosted.agent()
     return agent if agent["health"] != "failed" and agent.get("state") and agent["episodes"] else None
+
+
+def policy_workers(runner):
+    return [process.pid for process in psutil.Process(runner).children(recursive=True) if not process.children()]

@@ -35,7 +35,7 @@ def policy_workers(runner):
 
 
 async def test_a_runner_that_is_killed_is_replaced_and_the_robot_helps_itself_meanwhile(hosted):
-    robot, release = await canary(hosted, "--action-timeout", "0.1")
+    robot, release = await canary(hosted, "--action-timeout", "0.1", "--step-ms", "5")  # it is nearly always in an episode
     for _ in range(2):
         session, fallbacks = (await hosted.agent())["runner_session"], robot.sources()["fallback"]
         os.kill(hosted.runner_pid(), signal.SIGKILL)

@@ -21,6 +21,8 @@ from agentd.runners.paths import RunnerPaths, lock_holder
 from agentd.store import SqlStore
 from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 
+pytestmark = pytest.mark.timeout(180)  # whole processes, on cores that others use too
+
 KEY = "sk-test-this-key-must-never-be-seen"
 
 LANGUAGE = '''def decide_language(self, message):
@@ -89,7 +91,7 @@ class Laptop:
         return await self.ended(process)
 
     async def ended(self, process: asyncio.subprocess.Process) -> Ended:
-        output, errors = await asyncio.wait_for(process.communicate(), 55)
+        output, errors = await asyncio.wait_for(process.communicate(), 120)
         assert lock_holder(RunnerPaths.under(self.state, "greeting").lock) is None, "a runner was left behind"
         return Ended(process.returncode, output.decode(), errors.decode())
 
@@ -144,7 +146,7 @@ async def test_a_daemon_adopts_what_was_found(laptop):
     async with ScriptedLlm(GOOD) as model:
         found = (await laptop.optimize("-n", "1", model=model)).document["after"]
     daemon = await laptop.start("run", "--agents", str(laptop.agent))
-    async with asyncio.timeout(45):
+    async with asyncio.timeout(90):
         while True:
             with contextlib.suppress(AgentdError):
                 async with Client.from_state(laptop.state) as client:
@@ -163,7 +165,7 @@ async def test_ctrl_c_keeps_what_was_found(laptop):
     async with ScriptedLlm(lambda _: next(replies, Reply(delay=60.0))) as model:
         process = await laptop.start("optimize", str(laptop.agent), "--seed", "3", "-n", "5", "--json", model=model)
         lines = []
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(100):
             while not any("promoted" in line for line in lines):
                 line = await process.stderr.readline()
                 assert line, lines
@@ -233,7 +235,7 @@ async def test_the_table_says_what_became_of_each_proposal(laptop):
 
 async def test_it_keeps_away_from_a_state_directory_that_a_daemon_holds(laptop):
     daemon = await laptop.start("run", "--agents", str(laptop.agent.parent / "none"))
-    async with asyncio.timeout(45):
+    async with asyncio.timeout(90):
         while not (laptop.state / "daemon.json").exists():  # noqa: ASYNC110 - another process's file
             await asyncio.sleep(0.1)
     ended = await laptop.optimize("-n", "1")
