@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEER := .venv-peer/bin/python
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -31,8 +32,14 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: venv
+bench: venv $(PEER)
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# What tracing is measured beside. Its declared dependencies are gigabytes that tracing doesn't need; without it there are no ratios.
+$(PEER): | venv
+	@$(PYTHON) -m venv .venv-peer
+	@echo "installing trace-opt into .venv-peer (once)"
+	@$@ -m pip install --quiet numpy graphviz black && $@ -m pip install --quiet --no-deps trace-opt==0.1.3.8 || echo "trace-opt could not be installed: no ratios"
 
 venv: $(INSTALLED)
 

@@ -3,7 +3,8 @@
     python benchmarks/bench_trace.py [--peer PYTHON] [--json] [--quick]
 
 PYTHON is an interpreter that can `import opto.trace` (pip install --no-deps trace-opt; it needs graphviz, black and numpy). Without it,
-this interpreter is tried, and otherwise the ratios are missing. Both libraries run the same programs, in processes of their own, in turns.
+the one that `make bench` installs and this one are tried, and otherwise the ratios are missing. Both libraries run the same programs, in
+processes of their own, in turns; shown are the median round and (for agentd) the best, which a busy machine disturbs less.
 """
 
 import argparse
@@ -423,7 +424,9 @@ def measure(python, library, name, quick):
 
 
 def find_peer(python):
-    for candidate in [python] if python else [sys.executable]:
+    for candidate in [python] if python else [str(Path(__file__).parents[1] / ".venv-peer" / "bin" / "python"), sys.executable]:
+        if not Path(candidate).exists():
+            continue
         if subprocess.run([candidate, "-c", "import opto.trace"], capture_output=True, check=False).returncode == 0:
             return candidate
     return None
@@ -446,7 +449,7 @@ def main():
         print(f"Python {platform.python_version()}, {os.cpu_count()} cores of {processor()}, {platform.system()} {platform.release()}")
         if not peer:
             print("trace-opt is not installed here (--peer names an interpreter that has it): no ratios")
-        print(f"{'agentd':>12} {'trace-opt':>12} {'better':>9}  {'target':<8} what")
+        print(f"{'agentd':>12} {'(best)':>12} {'trace-opt':>12} {'better':>9}  {'target':<8} what")
     for name, (unit, target, more_is_better) in FIGURES.items():
         ours, theirs = [], []
         for _ in range(1 if options.quick else ROUNDS):  # in turns, so that a busy machine is busy for both
@@ -460,7 +463,8 @@ def main():
         if not options.json:
             peers = "-" if other is None else f"{other:.4g}"
             better = "-" if ratio is None else f"{ratio:.0f}x"
-            print(f"{mine:>12.4g} {peers:>12} {better:>9}  {target:<8} {unit}", flush=True)
+            best = (max if more_is_better else min)(ours)
+            print(f"{mine:>12.4g} {best:>12.4g} {peers:>12} {better:>9}  {target:<8} {unit}", flush=True)
     load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     if options.json:
         print(json.dumps({"machine": processor(), "cores": os.cpu_count(), "load": load, "figures": results}, indent=2))
