@@ -50,9 +50,10 @@ def export(
     agent: Agent,
     *,
     format: Annotated[str, typer.Option("--format", help="patch: a diff against the author's source. json: a document.")] = FORMATS[0],  # noqa: A002 - the option's name
-    revision: Annotated[str | None, typer.Option("--revision", help="Which one [the stable one].")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write [standard output].")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Which one; without it the stable one.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; without it standard output.")] = None,
     folder: Annotated[Path | None, typer.Option("--folder", help="A checkout of the agent: the patch takes its line ends over.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="As --format json.")] = False,
     config: Config = None,
     state: State = None,
     store: StoreOption = None,
@@ -61,6 +62,7 @@ def export(
 
     Exits 1 if a value has no place in the source that could be told for certain: it is named, and only the JSON has it.
     """
+    wanted = "json" if json else format
     if format not in FORMATS:
         raise typer.BadParameter(f"should be {' or '.join(FORMATS)}", param_hint="--format")
 
@@ -70,13 +72,13 @@ def export(
 
         async with open_reader(Where(config, state, store)) as reader:
             found = await gather(reader, agent, revision, folder)
-        _write(found.document.encode().decode() if format == "json" else found.patch(), output)
+        _write(found.document.encode().decode() if wanted == "json" else found.patch(), output)
         if not found.document.learned:
             note(f"revision {found.document.revision[:10]} of {agent} has learned nothing: its values are those of the source")
         left_out = {one.path: one.not_in_patch for one in found.document.learned if one.not_in_patch}
         for path, reason in left_out.items():
             note(f"not in the patch: {path}: {reason}")
-        if left_out and format == "patch":
+        if left_out and wanted == "patch":
             note("`agentd export --format json` has the values of these too")
         return FAILED if left_out else GOOD
 
@@ -103,8 +105,8 @@ def _is_terminal() -> bool:
 def bisect(
     episode: Annotated[str, typer.Argument(help="The id of the episode that failed.")],
     *,
-    good: Annotated[str | None, typer.Option("--good", help="A revision that does it right [the last good one before].")] = None,
-    folder: Annotated[Path | None, typer.Option("--folder", help="The agent's folder [looked for in the agents directory].")] = None,
+    good: Annotated[str | None, typer.Option("--good", help="A revision that does it right; without it the last good one before.")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="The agent's folder; without it the one in the agents directory.")] = None,
     json: Json = False,
     config: Config = None,
     state: State = None,
@@ -129,8 +131,10 @@ def bisect(
 def audit(
     name: Annotated[str, typer.Argument(metavar="AGENT|verify", help="An agent's name; or `verify`, to check the log itself.")],
     *,
-    device: Annotated[str | None, typer.Option("--device", help="Only this device [all of the agent's].")] = None,
-    at: Annotated[str | None, typer.Option("--at", help='When: "2026-10-17T14:03", "14:03" (today) or Unix seconds [now].')] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Only this device; without it all of the agent's.")] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", help='When: "2026-10-17T14:03", "14:03" (today) or Unix seconds; without it now.')
+    ] = None,
     head: Annotated[str | None, typer.Option("--head", help="With verify: a head that was written down earlier.")] = None,
     json: Json = False,
     config: Config = None,

@@ -136,6 +136,7 @@ async def test_the_document_is_versioned_and_tells_values_places_and_evidence(ho
         "path": "kp", "value": 2.5, "kind": "number", "default": 1.0, "signature": "", "place": "controller.py:9", "not_in_patch": "",
     }  # fmt: skip
     assert document["evidence"]["release"]["id"] == "r7"
+    assert (await hosted("export", "cartpole", "--json")).stdout == answer.stdout
     assert document["evidence"]["proposal"]["reasoning"] == HOSTILE
     assert answer.stdout.count("\n") > 30
 
