@@ -1,35 +1,35 @@
 """Every error that agentd raises on purpose. They carry data; the message is made from it.
 
-    AgentdError
-    ├── SpecError                 agent.toml or agentd.toml: every mistake at once
-    ├── SourceError               an agent folder that can't be read or loaded
-    ├── CodecError                bytes that are not what they should be
-    ├── TraceError                the trace library was used wrongly
-    │   └── (ExecutionError, TraceMissingInputsError: agentd.trace)
-    ├── OptimizerError            a proposal could not be made
-    │   ├── DecodingError         a reply that can't become values
-    │   ├── ModelError            the LLM's service failed, or refused
-    │   └── BudgetExhausted       nothing wrong: there is no money left
-    ├── SandboxError              untrusted code, and what became of it
-    │   ├── IsolationError        this machine can't isolate as much as was asked
-    │   ├── LoadError             the program raised while it was loaded
-    │   ├── PolicyError           the program raised while it acted
-    │   ├── WorkerDied            the process ended by itself or by the kernel
-    │   ├── WorkerTimeout         no answer in time; the process was killed
-    │   └── ProtocolViolation     the process lied about sizes or spoke out of turn
-    ├── PlantError                the environment side
-    │   └── PlantLost             device or network is gone
-    ├── RunnerError               the runner process, and the way to it
-    │   └── Fenced                a newer daemon owns this runner
-    ├── ReleaseError
-    │   ├── IllegalTransition     the machine can't go there from here
-    │   └── StaleRelease          an operator's decision about a release that has moved on
-    ├── StoreError
-    │   ├── NotFound
-    │   ├── Ambiguous             a prefix of more than one id
-    │   ├── StoreVersionError     a database from a newer agentd
-    │   └── StoreUnavailable      full disk, locked or unreachable database
-    └── DaemonUnreachable         the CLI found no daemon
+AgentdError
+├── SpecError                 agent.toml or agentd.toml: every mistake at once
+├── SourceError               an agent folder that can't be read or loaded
+├── CodecError                bytes that are not what they should be
+├── TraceError                the trace library was used wrongly
+│   └── (ExecutionError, TraceMissingInputsError: agentd.trace)
+├── OptimizerError            a proposal could not be made
+│   ├── DecodingError         a reply that can't become values
+│   ├── ModelError            the LLM's service failed, or refused
+│   └── BudgetExhausted       nothing wrong: there is no money left
+├── SandboxError              untrusted code, and what became of it
+│   ├── IsolationError        this machine can't isolate as much as was asked
+│   ├── LoadError             the program raised while it was loaded
+│   ├── PolicyError           the program raised while it acted
+│   ├── WorkerDied            the process ended by itself or by the kernel
+│   ├── WorkerTimeout         no answer in time; the process was killed
+│   └── ProtocolViolation     the process lied about sizes or spoke out of turn
+├── PlantError                the environment side
+│   └── PlantLost             device or network is gone
+├── RunnerError               the runner process, and the way to it
+│   └── Fenced                a newer daemon owns this runner
+├── ReleaseError
+│   ├── IllegalTransition     the machine can't go there from here
+│   └── StaleRelease          an operator's decision about a release that has moved on
+├── StoreError
+│   ├── NotFound
+│   ├── Ambiguous             a prefix of more than one id
+│   ├── StoreVersionError     a database from a newer agentd
+│   └── StoreUnavailable      full disk, locked or unreachable database
+└── DaemonUnreachable         the CLI found no daemon
 """
 
 from collections.abc import Sequence
