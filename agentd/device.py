@@ -109,6 +109,24 @@ class _Reset:
     commanded: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Action:
+    """What the agent answered."""
+
+    action: Any
+    safe: bool
+    revision: str
+
+
+_Answer = _Action | Literal["late", "unsent"] | None
+"""Of an observation: the action, or why there is none; None where it is no longer wanted."""
+
+
+def _settle(answered: "asyncio.Future[_Answer]", answer: _Answer) -> None:
+    if not answered.done():
+        answered.set_result(answer)
+
+
 async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     result = function(*arguments)
     return await result if inspect.isawaitable(result) else result
@@ -178,7 +196,8 @@ class Device:
         self._command_came = asyncio.Event()
         self._stopping = False
         self._wanted: tuple[str, int] | None = None
-        self._answer: asyncio.Future[tuple[Any, bool, str] | None] | None = None
+        self._answer: asyncio.Future[_Answer] | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
 
     @property
@@ -257,31 +276,41 @@ class Device:
             await asyncio.sleep(tick_at - time.monotonic())
 
     async def _ask(self, episode: str, step: int, message: dict[str, Any]) -> tuple[Any, SourceOfAction, str]:
-        """Publish an observation and wait for its action, no longer than `action_timeout`."""
+        """Publish an observation and wait for its action, no longer than `action_timeout`.
+
+        The limit is a timer that answers, not a cancellation: what it would have to cancel is aiomqtt's, whose `asyncio.wait_for` of
+        Python 3.11 swallows one that comes as the message is confirmed, and this plant would wait for ever.
+        """
         self._wanted = (episode, step)
-        self._answer = asyncio.get_running_loop().create_future()
+        answered = self._answer = asyncio.get_running_loop().create_future()
+        limit = asyncio.get_running_loop().call_later(self._action_timeout, _settle, answered, "late")
+        if self._sending is None or self._sending.done():
+            self._sending = self._group.create_task(self._send(message, answered), name=f"device-{self.name}-observation")
+        # else the network hasn't taken the one before yet: this one would be old when it went out
         try:
-            async with asyncio.timeout(self._action_timeout):
-                await self._say("up/observation", message)
-                answer = await self._answer
-            if answer is not None:
-                action, safe, revision = answer
-                return action, "safe" if safe else "action", revision
-        except TimeoutError:
-            self.counts["late"] += 1
-        except aiomqtt.MqttError:
-            self.counts["unsent"] += 1
-            if not self._step_interval:
-                await asyncio.sleep(self._action_timeout)  # without a pace of its own the plant would rush through the outage
+            answer = await answered
         finally:
+            limit.cancel()
             self._wanted = self._answer = None
+        if isinstance(answer, _Action):
+            return answer.action, "safe" if answer.safe else "action", answer.revision
+        if answer is not None:
+            self.counts[answer] += 1
+        if answer == "unsent" and not self._step_interval:
+            await asyncio.sleep(self._action_timeout)  # without a pace of its own the plant would rush through the outage
         fallback = self._fallback(message["observation"]) if callable(self._fallback) else self._fallback
         return fallback, "fallback", ""
 
+    async def _send(self, message: dict[str, Any], answered: "asyncio.Future[_Answer]") -> None:
+        try:
+            await self._say("up/observation", message)
+        except aiomqtt.MqttError:
+            _settle(answered, "unsent")
+
     def _interrupt(self) -> None:
         self._command_came.set()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
+        if self._answer is not None:
+            _settle(self._answer, None)
 
     # --- the link -----------------------------------------------------------------------------------------------------
 
@@ -363,7 +392,7 @@ class Device:
         elif not self._accepts(content["action"]):
             self.counts["refused"] += 1
         else:
-            self._answer.set_result((content["action"], content["safe"] is True, str(content.get("revision", ""))))
+            self._answer.set_result(_Action(content["action"], content["safe"] is True, str(content.get("revision", ""))))
 
     def _hear_command(self, content: dict[str, Any]) -> None:
         if content["session"] != self.session:
