@@ -26,6 +26,8 @@ _CUT = "\ue000CUT\ue000"  # private-use characters: no model writes them
 _WRAPPERS = ("suggestion", "suggestions", "values", "variables", "parameters", "answer")
 _TAGGED = re.compile(r"<(value|variable)\s+name\s*=\s*[\"']?([^\"'>\s]+)[\"']?\s*>(.*?)</\1\s*>", re.DOTALL | re.IGNORECASE)
 _OPEN_TAG = re.compile(r"<(?:value|variable)\s+name\s*=\s*[\"']?([^\"'>\s]+)", re.IGNORECASE)
+_RARE = {"b": "\b", "f": "\f", "/": "/"}
+_RARE_ESCAPES = re.compile(r"(?<!\\)((?:\\\\)*)\\([bf/])")  # escapes of JSON that json-repair leaves as they are
 EXCERPT = 2_000
 
 
@@ -180,6 +182,7 @@ def _literal(text: str) -> Any:
 
 def _repaired(text: str, *, complete: bool) -> dict[str, Any] | None:
     """json-repair's reading; a value that was cut off holds the marker that shows it."""
+    text = _RARE_ESCAPES.sub(lambda match: f"{match[1]}\\u{ord(_RARE[match[2]]):04x}", text)
     try:
         found = json_repair.loads(text if complete else _marked(text))
     except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentd.errors import DecodingError
@@ -59,6 +59,8 @@ def test_any_text_comes_back_as_it_was_written_or_not_at_all(value, form):
 
 
 @given(cut=st.integers(min_value=1, max_value=200), value=st.text(min_size=1, max_size=40))
+@example(cut=52, value="\f")
+@example(cut=52, value="\b")
 def test_a_cut_reply_never_gives_part_of_a_value(cut, value):
     whole = json.dumps({"suggestion": {"system_prompt": value}, "reasoning": "because"})
     try:
