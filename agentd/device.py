@@ -197,6 +197,7 @@ class Device:
         self._stopping = False
         self._wanted: tuple[str, int] | None = None
         self._answer: asyncio.Future[_Answer] | None = None
+        self._unsent: tuple[dict[str, Any], asyncio.Future[_Answer]] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
 
@@ -284,9 +285,9 @@ class Device:
         self._wanted = (episode, step)
         answered = self._answer = asyncio.get_running_loop().create_future()
         limit = asyncio.get_running_loop().call_later(self._action_timeout, _settle, answered, "late")
+        self._unsent = (message, answered)  # in the place of one that the network hasn't taken yet
         if self._sending is None or self._sending.done():
-            self._sending = self._group.create_task(self._send(message, answered), name=f"device-{self.name}-observation")
-        # else the network hasn't taken the one before yet: this one would be old when it went out
+            self._sending = self._group.create_task(self._send_newest(), name=f"device-{self.name}-observation")
         try:
             answer = await answered
         finally:
@@ -301,11 +302,15 @@ class Device:
         fallback = self._fallback(message["observation"]) if callable(self._fallback) else self._fallback
         return fallback, "fallback", ""
 
-    async def _send(self, message: dict[str, Any], answered: "asyncio.Future[_Answer]") -> None:
-        try:
-            await self._say("up/observation", message)
-        except aiomqtt.MqttError:
-            _settle(answered, "unsent")
+    async def _send_newest(self) -> None:
+        while self._unsent is not None:
+            (message, answered), self._unsent = self._unsent, None
+            if answered.done():
+                continue  # its tick is over
+            try:
+                await self._say("up/observation", message)
+            except aiomqtt.MqttError:
+                _settle(answered, "unsent")
 
     def _interrupt(self) -> None:
         self._command_came.set()
