@@ -21,10 +21,11 @@ demo: venv
 	@$(BIN)/agentd demo $(DEMO)
 
 test: tools check
-	$(BIN)/pytest -n 2 -m "not long" --cov --cov-report=term
+	$(BIN)/pytest -n 4 --dist worksteal -m "not long" --cov --cov-report=term
 
 test-long: tools venv
 	$(BIN)/pytest -m long --timeout=1800
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest -n 2 tests/unit --timeout=600
 
 check: venv
 	$(BIN)/ruff check

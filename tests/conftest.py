@@ -13,12 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from processes import alive
 
 from agentd.clock import SystemClock
 from agentd.records import Source, make_revision
 from agentd.runners.local import LocalRunner
 from agentd.spec import AgentSpec
+
+# HYPOTHESIS_PROFILE=long looks further. No deadline: tests assert no time, and machines are shared.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("long", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 CONFIGURATION = """
 listener {port} 127.0.0.1
