@@ -7,11 +7,12 @@ PostgreSQL: the same two classes through `synchronous_commit`.
 # ruff: noqa: D102 - the protocol has the docstrings
 
 import asyncio
+import fcntl
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +99,17 @@ def _on_begin(engine: Engine, statement: str, *, durability: bool = False) -> No
         connection.exec_driver_sql(statement)
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps other processes and threads that ask for the same out."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Sqlite:
     """A SQLite file."""
 
@@ -114,17 +126,29 @@ class Sqlite:
 
     def _migrate(self, migrate: Migrate) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _one_at_a_time(self._path.parent):
+            self._create()
+        engine = self._engine("synchronous=FULL", "foreign_keys=ON")
+        _on_begin(engine, "BEGIN IMMEDIATE")
+        with engine.begin() as connection:
+            migrate(connection, self._backup_before_migration)
+
+    def _create(self) -> None:
+        """An empty database, unless there is one: what can be set only before the first table, and only with nobody else at it."""
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # episodes hold users' words
+        if self._path.stat().st_size > 0:
+            return
+        # WAL takes the file for itself for a moment, and does not wait for another process that does the same.
+        with self._engine("auto_vacuum=INCREMENTAL", "journal_mode=WAL").connect():
+            pass
+
+    def _engine(self, *pragmas: str) -> Engine:
         engine = create_engine(
             self._url("sqlite+pysqlite", mode="rw"), poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT, "isolation_level": None}
         )
-        _on_connect(engine, "synchronous=FULL", "foreign_keys=ON")
-        _on_begin(engine, "BEGIN IMMEDIATE")
-        if self._path.stat().st_size == 0:
-            _on_connect(engine, "auto_vacuum=INCREMENTAL", "journal_mode=WAL")  # both stay in the file; the first only before any table
-        with engine.begin() as connection:
-            migrate(connection, self._backup_before_migration)
+        _on_connect(engine, *pragmas)
+        return engine
 
     def _backup_before_migration(self, version: str) -> None:
         self._copy(self._path.with_name(f"{self._path.name}.backup-{version}-{self._now}"))

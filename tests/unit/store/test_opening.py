@@ -151,8 +151,8 @@ async def test_a_migration_that_fails_leaves_the_old_schema(url, path, monkeypat
 
 
 async def test_two_daemons_that_start_at_once_both_open_a_new_store(url):
-    stores = await asyncio.gather(*(SqlStore.open(url) for _ in range(4)))
-    assert sorted([await store.begin_epoch() for store in stores]) == [1, 2, 3, 4]
+    stores = await asyncio.gather(*(SqlStore.open(url) for _ in range(8)))
+    assert sorted([await store.begin_epoch() for store in stores]) == list(range(1, 9))
     for store in stores:
         await store.aclose()
 
