@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import msgspec
@@ -12,11 +12,11 @@ from agentd.errors import CodecError, TraceError
 from agentd.records import NodeKind, TraceFunction, TraceGraph, TraceNode
 from agentd.trace.forms import Operator
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode
-from agentd.trace.propagation import check_order, topological
+from agentd.trace.propagation import SLICE, check_order, exhausted, topological_slices
 from agentd.trace.shortening import DROPPED
 from agentd.trace.summaries import Limits, Summariser, redact
 
-__all__ = ["Limits", "export", "from_bytes", "from_json", "revive", "to_bytes", "to_json"]
+__all__ = ["Limits", "export", "export_slices", "from_bytes", "from_json", "revive", "to_bytes", "to_json"]
 
 _VERSION = 1
 _MAX_SOURCES = 16  # kept nodes that a dropped one is said to go back to
@@ -31,9 +31,16 @@ def export(graph: Iterable[Node], output: Node | None = None, limits: Limits | N
     gives the same record however its tasks raced. Values are summarised and secrets redacted (agentd.trace.summaries). Beyond
     `limits.nodes` the middle is dropped and counted; what the rest needs of it stays as inputs. Parameters are never dropped.
     """
-    limits = limits if limits is not None else Limits()
-    order, parents = topological([output] if output is not None else list(graph))
-    return _Exporter(limits).run(order, parents, output)
+    return exhausted(export_slices(graph, output, limits))
+
+
+def export_slices(graph: Iterable[Node], output: Node | None = None, limits: Limits | None = None) -> Generator[None, None, TraceGraph]:
+    """`export` for who has something more urgent to do now and then, such as the next tick: it stops after every few nodes.
+
+    No node of it may be changed meanwhile; new ones may be made.
+    """
+    order, parents = yield from topological_slices([output] if output is not None else list(graph))
+    return (yield from _Exporter(limits if limits is not None else Limits()).slices(order, parents, output))
 
 
 def revive(graph: TraceGraph) -> list[Node]:
@@ -101,10 +108,12 @@ def _checked(graph: TraceGraph) -> TraceGraph:
     return graph
 
 
-def _behind(dropped: set[int], order: list[Node], parents: list[tuple[int, ...]]) -> dict[int, list[int]]:
+def _behind(dropped: set[int], order: list[Node], parents: list[tuple[int, ...]]) -> Generator[None, None, dict[int, list[int]]]:
     """For each dropped node the nearest kept nodes that it was computed from; of many, the parameters and the latest."""
     behind: dict[int, list[int]] = {}
     for index in sorted(dropped):
+        if index % SLICE == 0:
+            yield
         sources: set[int] = set()
         for parent in parents[index]:
             sources.update(behind[parent] if parent in dropped else (parent,))
@@ -116,7 +125,7 @@ def _behind(dropped: set[int], order: list[Node], parents: list[tuple[int, ...]]
 
 
 class _Exporter:
-    """One export: names, values, functions and plain inputs as they come."""
+    """One export, in slices: names, values, functions and plain inputs as they come."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -128,11 +137,13 @@ class _Exporter:
         self._names: set[str] = set()
         self._shared: dict[Any, int] = {}
 
-    def run(self, order: list[Node], parents: list[tuple[int, ...]], output: Node | None) -> TraceGraph:
+    def slices(self, order: list[Node], parents: list[tuple[int, ...]], output: Node | None) -> Generator[None, None, TraceGraph]:
         dropped = self._dropped(order)
-        behind = _behind(dropped, order, parents)
+        behind = yield from _behind(dropped, order, parents)
         place: dict[int, int] = {}
         for index, node in enumerate(order):
+            if index % SLICE == 0:
+                yield
             if index in dropped:
                 continue
             for parent in parents[index]:

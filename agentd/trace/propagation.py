@@ -6,8 +6,8 @@ O(nodes + edges) and free of recursion, so that a graph may be deeper than Pytho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from agentd.trace.propagators import Propagator
 
 Parents = Sequence[Sequence[int]]
+T = TypeVar("T")
+
+SLICE = 64
+"""Nodes that are looked at before work in slices stops for what is more urgent: some tenths of a millisecond."""
 
 # --- over integers --------------------------------------------------------------------------------------------------
 
@@ -116,11 +120,27 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
     The order follows the structure (depth first, arguments in order), not the time: tasks that raced give the same order each time.
     Plain inputs are not among them.
     """
+    return exhausted(topological_slices(outputs))
+
+
+def exhausted(slices: Generator[None, None, T]) -> T:
+    """What work that is done in slices comes to, all of it at once."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def topological_slices(outputs: Iterable[AbstractNode]) -> Generator[None, None, tuple[list[Node], list[tuple[int, ...]]]]:
+    """`topological` for who has something more urgent to do now and then: it stops after every `SLICE` nodes."""
     order: list[Node] = []
     parents: list[tuple[int, ...]] = []
     position: dict[int, int] = {}
     seen: set[int] = set()
     stack: list[Any] = []
+    pause_at = SLICE
     for output in outputs:
         stack.append(output)
         while stack:
@@ -132,6 +152,9 @@ def topological(outputs: Iterable[AbstractNode]) -> tuple[list[Node], list[tuple
                 parents.append(tuple([position[id(value)] for value in item._inputs if isinstance(value, AbstractNode)]))
             elif id(item) not in seen:
                 seen.add(id(item))
+                if len(seen) == pause_at:
+                    pause_at += SLICE
+                    yield
                 inputs = item._inputs
                 if inputs:
                     stack.append(item)
