@@ -13,6 +13,7 @@ _HOMES = {
     "Optimizer": "agentd.opto.contract",
     "OptimizerContext": "agentd.opto.contract",
     "OptoPrime": "agentd.opto.script",
+    "OptoPrimeMulti": "agentd.opto.script",
     "Search": "agentd.opto.script",
     "TextGrad": "agentd.opto.script",
     "make_optimizer": "agentd.opto.factory",

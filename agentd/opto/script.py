@@ -13,43 +13,38 @@ works inside a running event loop (Jupyter): the work is then done in a thread w
 
 import asyncio
 import math
-import os
 import random
 import statistics
-import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from agentd.clock import SystemClock
 from agentd.errors import BudgetExhausted, ModelError, OptimizerError
-from agentd.opto.budget import Ledger
-from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, OptimizerContext
+from agentd.opto.asking import AskingOptions
+from agentd.opto.contract import BudgetLimits, OptimizerContext
 from agentd.opto.factory import make_optimizer
-from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.opto.rendering import Section
+from agentd.opto.script_models import Listener, model_names, opened
 from agentd.opto.space import same
-from agentd.records import Feedback, MemoryEntry, Parameter, Problem, Proposal, TraceGraph, Value
-from agentd.trace import Node, ParameterNode
-from agentd.trace.export import export
+from agentd.opto.told import Case, Told
+from agentd.records import Feedback, MemoryEntry, Parameter, Problem, Proposal, Value
+from agentd.trace import Node, ParameterNode, submit
 from agentd.trace.parameters import assign, describe, plain
-from agentd.trace.propagation import minimal_subgraph
+from agentd.trace.utils import sum_feedback
 
-__all__ = ["OPRO", "Hybrid", "OptoPrime", "Search", "TextGrad"]
+__all__ = ["OPRO", "Hybrid", "OptoPrime", "OptoPrimeMulti", "Search", "TextGrad"]
+
+Selector = Callable[[list[dict[ParameterNode, Any]]], dict[ParameterNode, Any]]
 
 _AGENT = "script"
-_MODEL_VARIABLES = ("AGENTD_MODELS", "TRACE_LITELLM_MODEL")
 _UNLIMITED = BudgetLimits(dollars_per_day=None, calls_per_hour=None, tokens_per_proposal=None)
 
+_OPTIONS = {*AskingOptions.__struct_fields__, "parts", "startup"}
+_OF_TRACE = {"highlight_variables", "include_example", "json_keys", "prompt_symbols", "use_json_object_format"}
+"""Options of Trace's prompts, which agentd words itself: accepted, without effect."""
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One output with the feedback on it."""
-
-    graph: TraceGraph | None
-    feedback: Feedback
 
 
 class ScriptOptimizer:
@@ -57,8 +52,11 @@ class ScriptOptimizer:
 
     `parameters` are trainable nodes. `llm` is a litellm model name, several in order of preference, an object with `complete` (Llm), or a
     callable as Trace's models are (`llm(messages=..., ...)` returning an OpenAI-like response); without one AGENTD_MODELS or
-    TRACE_LITELLM_MODEL names the model. `memory_size` is how many earlier attempts a model sees. Scores are in [0, 1], 1 is best. Other
-    keyword arguments are the optimizer's options.
+    TRACE_LITELLM_MODEL names the model. `memory_size` is how many earlier attempts a model sees. Scores are in [0, 1], 1 is best.
+    `ignore_extraction_error` False raises DecodingError where an answer can't be used, instead of a warning. Other keyword arguments are
+    the optimizer's options. Raises OptimizerError for options that do not exist, and where nothing is trainable.
+
+    `log` has an entry of texts for each proposal: "system_prompt", "user_prompt", "response" and "feedback"; None where `log` is False.
     """
 
     algorithm = ""
@@ -69,27 +67,34 @@ class ScriptOptimizer:
         llm: Any = None,
         *,
         propagator: Any = None,
-        objective: str = "",
+        objective: str | None = "",
         memory_size: int = 10,
         seed: int = 0,
         allowed_imports: Iterable[str] | None = None,
+        ignore_extraction_error: bool = True,
+        log: bool = True,
         **options: Value,
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.trainable]
         if not self.parameters:
             raise OptimizerError("there is no trainable parameter")
+        for name in options:
+            if name not in _OPTIONS | _OF_TRACE:
+                raise OptimizerError(f"there is no option {name!r}; there are {', '.join(sorted(_OPTIONS))}")
         self.propagator = propagator
-        self.objective = objective
+        self.objective = objective or ""
         self.dollars = 0.0
         self.last: Proposal | None = None
+        self.log: list[dict[str, str]] | None = [] if log else None
         self._llm = llm
         self._memory_size = memory_size
         self._seeds = random.Random(seed)  # noqa: S311 - not a secret; the seed makes a run repeatable
         self._allowed_imports = tuple(allowed_imports) if allowed_imports is not None else None
-        self._options = options
+        self._ignore_extraction_error = ignore_extraction_error
+        self._options = {name: value for name, value in options.items() if name in _OPTIONS}
         self._named = _named(self.parameters)
         self._records: dict[str, Parameter] = {path: describe(path, parameter) for path, parameter in self._named.items()}
-        self._cases: list[_Case] = []
+        self._told = Told(self._named)
         self._memory: list[MemoryEntry] = []
 
     @property
@@ -99,25 +104,54 @@ class ScriptOptimizer:
 
     # --- as in Trace ---
 
+    @property
+    def trace_graph(self) -> Any:
+        """What `backward` brought to all parameters, together; 0 where nothing came."""
+        return sum_feedback(self.parameters)
+
     def zero_feedback(self) -> None:
-        """Forgets the feedback since the last step; what was scored stays in memory."""
-        self._cases.clear()
-        for parameter in self.parameters:
-            parameter.zero_feedback()
+        """Forgets the feedback since the last update; what was scored stays in memory."""
+        self._told.forget()
 
     def backward(self, node: Node[Any], feedback: Any = "", **arguments: Any) -> Any:
-        """Takes `feedback` on `node`: text, a score in [0, 1], or (score, text). Other arguments go to `Node.backward`."""
-        score, text = _split(feedback)
-        whole = export((), node)
-        graph = minimal_subgraph(whole, whole.output) if whole.output is not None else None
-        number = len(self._memory) * 1000 + len(self._cases)
-        record = Feedback(episode=f"case-{number}", score=score, normalised=score, text=text)
-        self._cases.append(_Case(graph, record))
-        arguments.setdefault("propagator", self.propagator)
-        return node.backward(text if math.isnan(score) else f"{score:g} {text}".strip(), **arguments)
+        """Takes `feedback` on `node`: text, a score in [0, 1], or (score, text). Other arguments go to `Node.backward`.
 
-    def propose(self, *, verbose: bool = False) -> dict[ParameterNode, Any]:
-        """New values by parameter, empty where nothing usable came (with a warning). Raises ModelError and BudgetExhausted."""
+        `node.backward(feedback)` feeds the next proposal as well.
+        """
+        arguments.setdefault("propagator", self.propagator)
+        return self._told.backward(node, feedback, **arguments)
+
+    def propose(self, *, verbose: bool | str = False, mask: Iterable[str] | None = None) -> dict[ParameterNode, Any]:
+        """New values by parameter, empty where nothing usable came (with a warning). Raises ModelError and BudgetExhausted.
+
+        `verbose` prints what the model was asked and what it answered, "output" only the answer. `mask` names sections of the problem
+        ("#Code") that are left out this time.
+        """
+        return self._propose(self._options if mask is None else {**self._options, "mask": _sections(mask)}, verbose=verbose)
+
+    def update(self, update: Mapping[ParameterNode, Any]) -> None:
+        """Gives the parameters their new values. Raises TraceError as `assign` does.
+
+        What the old values were worth goes to memory; the feedback on them is then forgotten, as it says nothing of the new ones.
+        """
+        entry = self._evaluated({path: plain(parameter.data, path) for path, parameter in self._named.items()})
+        for parameter, value in update.items():
+            assign(parameter, value)
+        if update:
+            if entry is not None:
+                self._memory.append(entry)
+            self._told.forget()
+
+    def step(self, bypassing: bool = False, **how: Any) -> dict[ParameterNode, Any]:
+        """Proposes (`how`: as `propose`) and, unless `bypassing`, updates."""
+        update = self.propose(**how)
+        if not bypassing:
+            self.update(update)
+        return update
+
+    # --- inside ---
+
+    def _propose(self, options: dict[str, Value], *, verbose: bool | str) -> dict[ParameterNode, Any]:
         values = {path: plain(parameter.data, path) for path, parameter in self._named.items()}
         base, memory = self._base(values)
         context = OptimizerContext(
@@ -127,54 +161,42 @@ class ScriptOptimizer:
             values=base,
             objective=self.objective,
             algorithm=self.algorithm,
-            models=_models(self._llm),
+            models=model_names(self._llm),
             history=self._memory_size,
             allowed_imports=self._allowed_imports,
             budget=_UNLIMITED,
-            options=self._options,
+            options=options,
             at=float(len(self._memory)),
         )
         problems = [
             Problem(
-                episode=case.feedback.episode,
+                episode=record.episode,
                 objective=self.objective,
                 parameters=context.parameters,
                 values=values,
-                feedback=case.feedback,
+                feedback=record,
                 graph=case.graph,
             )
-            for case in self._cases
+            for case, record in self._cases()
         ]
         try:
-            self.last = _run(self._ask(context, problems, memory))
+            self.last = _run(self._ask(context, problems, memory, verbose))
         except (ModelError, BudgetExhausted):
             raise
         except OptimizerError as error:
-            warnings.warn(f"no usable proposal: {error}", RuntimeWarning, stacklevel=2)
+            if not self._ignore_extraction_error:
+                raise
+            warnings.warn(f"no usable proposal: {error}", RuntimeWarning, stacklevel=4)
             return {}
         self.dollars += self.last.dollars
-        if verbose:
-            print(self.last.exchange or self.last.reasoning)  # noqa: T201 - asked for
         proposed = {**base, **self.last.values}
         return {parameter: proposed[path] for path, parameter in self._named.items() if not same(proposed[path], values[path])}
 
-    def update(self, update: Mapping[ParameterNode, Any]) -> None:
-        """Gives the parameters their new values; what the old ones were worth goes to memory. Raises TraceError as `assign` does."""
-        entry = self._evaluated({path: plain(parameter.data, path) for path, parameter in self._named.items()})
-        for parameter, value in update.items():
-            assign(parameter, value)
-        if entry is not None and update:
-            self._memory.append(entry)
-            self._cases.clear()
-
-    def step(self, bypassing: bool = False, *, verbose: bool = False) -> dict[ParameterNode, Any]:
-        """Proposes and, unless `bypassing`, updates."""
-        update = self.propose(verbose=verbose)
-        if not bypassing:
-            self.update(update)
-        return update
-
-    # --- inside ---
+    def _cases(self) -> Iterator[tuple[Case, Feedback]]:
+        """The cases at hand, each with its feedback as a record."""
+        for number, case in enumerate(self._told.cases()):
+            name = f"case-{len(self._memory) * 1000 + number}"
+            yield case, Feedback(episode=name, score=case.score, normalised=case.score, text=case.text)
 
     def _base(self, values: dict[str, Value]) -> tuple[dict[str, Value], list[MemoryEntry]]:
         """The values to start from, and the memory of others."""
@@ -182,34 +204,78 @@ class ScriptOptimizer:
 
     def _evaluated(self, values: dict[str, Value]) -> MemoryEntry | None:
         """What the cases at hand say of the present values."""
-        if not self._cases:
+        cases = self._told.cases()
+        if not cases:
             return None
-        scores = [case.feedback.normalised for case in self._cases if not math.isnan(case.feedback.normalised)]
+        scores = [case.score for case in cases if not math.isnan(case.score)]
         return MemoryEntry(
             proposal=f"attempt-{len(self._memory)}",
             values=values,
             fate="tried",
             mean=statistics.fmean(scores) if scores else None,
             algorithm=self.algorithm,
-            feedback="\n".join(case.feedback.text for case in self._cases if case.feedback.text),
+            feedback="\n".join(case.text for case in cases if case.text),
         )
 
-    async def _ask(self, context: OptimizerContext, problems: list[Problem], memory: list[MemoryEntry]) -> Proposal:
+    async def _ask(self, context: OptimizerContext, problems: list[Problem], memory: list[MemoryEntry], verbose: bool | str) -> Proposal:
         seed = self._seeds.randrange(2**31)
-        given = self._llm
-        if given is None or isinstance(given, str | list | tuple):
-            ledger = Ledger()
-            ledger.limit(_AGENT, _UNLIMITED)
-            async with LitellmClient(LlmSettings(models=context.models), ledger, SystemClock()) as client:
-                return await make_optimizer(context, client).propose(problems, memory, seed)
-        llm: Llm = given if hasattr(given, "complete") else _Callable(given)
-        return await make_optimizer(context, llm).propose(problems, memory, seed)
+        async with opened(self._llm, _AGENT, _UNLIMITED) as llm:
+            listener = Listener(llm, verbose)
+            try:
+                return await make_optimizer(context, listener).propose(problems, memory, seed)
+            finally:
+                if self.log is not None and listener.entry:
+                    feedback = "\n".join(problem.feedback.text for problem in problems if problem.feedback.text)
+                    self.log.append({**listener.entry, "feedback": feedback})
 
 
 class OptoPrime(ScriptOptimizer):
     """OptoPrime for scripts; see agentd.opto.optoprime."""
 
     algorithm = "optoprime"
+
+
+class OptoPrimeMulti(OptoPrime):
+    """OptoPrime with several answers, each asked for at its own temperature, falling over the range. `selector` takes one, or the last is.
+
+    `candidates` are the answers as {parameter: value}, empty for one that can't be used; `selected_candidate` is the one taken.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[ParameterNode],
+        llm: Any = None,
+        *,
+        num_responses: int = 5,
+        temperature_range: Sequence[float] | None = None,
+        selector: Selector | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(parameters, llm, **options)
+        self.num_responses = num_responses
+        self.temperature_range = (1.0, 0.0) if temperature_range is None else temperature_range
+        self.selector = selector
+        self.candidates: list[dict[ParameterNode, Any]] = []
+        self.selected_candidate: dict[ParameterNode, Any] | None = None
+
+    def propose(
+        self,
+        *,
+        verbose: bool | str = False,
+        mask: Iterable[str] | None = None,
+        num_responses: int | None = None,
+        temperature_range: Sequence[float] | None = None,
+        selector: Selector | None = None,
+    ) -> dict[ParameterNode, Any]:
+        """As OptoPrime's; the last three replace what was set at construction, this time."""
+        count = self.num_responses if num_responses is None else num_responses
+        span = self.temperature_range if temperature_range is None else temperature_range
+        options = self._options if mask is None else {**self._options, "mask": _sections(mask)}
+        fall = (max(span) - min(span)) / max(1, count - 1)
+        self.candidates = [self._propose({**options, "temperature": max(span) - number * fall}, verbose=verbose) for number in range(count)]
+        select = selector or self.selector or _last
+        self.selected_candidate = select(self.candidates)
+        return self.selected_candidate
 
 
 class OPRO(ScriptOptimizer):
@@ -233,6 +299,8 @@ class Search(ScriptOptimizer):
         entry = self._evaluated(values)
         entries = [*self._memory, entry] if entry is not None else self._memory
         scored = [entry for entry in entries if entry.mean is not None]
+        if entries and not scored and self.algorithm == Search.algorithm:
+            raise OptimizerError("search needs scores: give feedback as a number in [0, 1], or as (score, words)")
         return (max(scored, key=lambda entry: entry.mean or 0.0).values if scored else values), entries
 
 
@@ -240,33 +308,6 @@ class Hybrid(Search):
     """Hybrid for scripts; see agentd.opto.hybrid."""
 
     algorithm = "hybrid"
-
-
-class _Callable:
-    """Trace's models are callables that return an OpenAI-like response."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    async def complete(self, request: LlmRequest) -> LlmReply:
-        messages = [{"role": message.role, "content": message.content} for message in request.messages]
-        try:
-            response = await asyncio.to_thread(self._call, messages=messages, max_tokens=request.max_tokens)
-            text = response if isinstance(response, str) else response.choices[0].message.content
-        except Exception as error:
-            raise ModelError(f"the model raised {type(error).__name__}: {error}", model="callable") from error
-        return LlmReply(text=str(text or ""), model="callable")
-
-
-def _models(llm: Any) -> tuple[str, ...]:
-    if isinstance(llm, str):
-        return (llm,)
-    if isinstance(llm, list | tuple):
-        return tuple(llm)
-    if llm is not None:
-        return ("given",)
-    named = next((os.environ[name] for name in _MODEL_VARIABLES if os.environ.get(name)), "")
-    return tuple(model.strip() for model in named.split(",") if model.strip())
 
 
 def _named(parameters: Iterable[ParameterNode]) -> dict[str, ParameterNode]:
@@ -281,16 +322,18 @@ def _named(parameters: Iterable[ParameterNode]) -> dict[str, ParameterNode]:
     return named
 
 
-def _split(feedback: Any) -> tuple[float, str]:
-    """Score and text; NaN where there is no score. Raises OptimizerError for a score outside [0, 1]."""
-    value = feedback.data if isinstance(feedback, Node) else feedback
-    score, text = value if isinstance(value, tuple) and len(value) == 2 else (value, "")
-    if isinstance(score, bool | int | float) or hasattr(score, "__float__"):
-        score = float(score)
-        if not 0.0 <= score <= 1.0:
-            raise OptimizerError(f"a score is in [0, 1], not {score:g}; put other numbers in words")
-        return score, str(text)
-    return math.nan, f"{score} {text}".strip()
+def _sections(mask: Iterable[str]) -> list[Value]:
+    """Sections by Trace's names (`#Code`). Raises OptimizerError for what is none."""
+    known = {f"#{section.value.capitalize()}": section.value for section in Section}
+    names = list(mask)
+    for name in names:
+        if name not in known:
+            raise OptimizerError(f"there is no section {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def _last(candidates: Sequence[dict[ParameterNode, Any]]) -> dict[ParameterNode, Any]:
+    return candidates[-1] if candidates else {}
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -299,18 +342,5 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(asyncio.run(coroutine))
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="optimizer")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    with ThreadPoolExecutor(1, thread_name_prefix="optimizer") as pool:
+        return submit(pool, asyncio.run, coroutine).result()

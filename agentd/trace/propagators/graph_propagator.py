@@ -40,6 +40,11 @@ class TraceGraph(AbstractFeedback):
         return [(output, feedback) for _, output, feedback in self._cases]
 
     @property
+    def timed_cases(self) -> tuple[tuple[int, AbstractNode, Any], ...]:
+        """As `cases`, each with the moment at which it was given: a count that goes up, and is the same wherever the case arrives."""
+        return self._cases
+
+    @property
     def user_feedback(self) -> Any:
         """The feedback where there is one case; with several, a list in their order; None without any."""
         if not self._cases:

@@ -1,15 +1,18 @@
 """Scripts use the optimizers as they use Trace's, in a notebook too."""
 
+import asyncio
 import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
 
-from agentd.errors import ModelError, OptimizerError
-from agentd.opto import OPRO, OptoPrime, Search, TextGrad
+from agentd.errors import DecodingError, ModelError, OptimizerError
+from agentd.opto import OPRO, OptoPrime, OptoPrimeMulti, Search, TextGrad
 from agentd.testing.llm import ScriptedLlm
-from agentd.trace import bundle, model, node
+from agentd.trace import ExecutionError, bundle, model, node
+from agentd.trace.propagators import Propagator, SumPropagator
+from agentd.trace.utils import render_opt_step
 
 
 def suggest(**values):
@@ -84,8 +87,6 @@ async def test_a_model_is_named_as_litellm_names_it(monkeypatch):
         x = node(1.0, trainable=True, name="x")
         optimizer = OPRO([x], "openai/scripted")
         optimizer.backward(x * 1, (0.5, "larger"))
-        import asyncio
-
         assert await asyncio.to_thread(optimizer.step) == {x: 3.0}
 
 
@@ -136,4 +137,283 @@ def test_no_model_and_no_parameter_and_wrong_scores_are_errors(monkeypatch):
     with pytest.raises(OptimizerError, match="no trainable parameter"):
         OptoPrime([node(1.0)])
     with pytest.raises(OptimizerError, match=r"a score is in \[0, 1\]"):
-        optimizer.backward(x * 2, 12.0)
+        optimizer.backward(x * 2, (12.0, "good"))
+
+
+# --- feedback that the outputs were given themselves ---
+
+
+def asked(llm, number=0):
+    """The question that the model was asked."""
+    return llm.requests[number].messages[1].content
+
+
+def test_an_output_s_own_backward_feeds_the_step_as_in_trace(answers):
+    x = node(-1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x], llm)
+    optimizer.zero_feedback()
+    (x * 3 + 1).backward("make it larger")
+    assert optimizer.step() == {x: 2.0}
+    assert "make it larger" in asked(llm)
+    assert "multiply" in asked(llm)
+
+
+def test_both_ways_of_giving_feedback_prompt_alike(answers):
+    prompts = []
+    for through_the_optimizer in (True, False):
+        x = node(-1.0, trainable=True, name="x")
+        llm = answers(suggest(x=2.0))
+        optimizer = OptoPrime([x], llm)
+        output = x * 3 + 1
+        if through_the_optimizer:
+            optimizer.backward(output, (0.25, "make it larger"))
+        else:
+            output.backward((0.25, "make it larger"))
+        optimizer.step()
+        prompts.append(asked(llm))
+    assert prompts[0] == prompts[1]
+    assert "Score: 0.25" in prompts[0]
+
+
+def test_several_outputs_are_cases_each_with_its_own_feedback_in_the_order_in_which_it_came(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x], llm)
+    (x + 10).backward("the first")
+    optimizer.backward(x - 20, "the second")
+    (x * 30).backward("the third")
+    optimizer.step()
+    first, second, third = asked(llm).split("## Case ")[1:]
+    assert "the first" in first
+    assert "add" in first
+    assert "the second" in second
+    assert "subtract" in second
+    assert "the third" in third
+    assert "multiply" in third
+
+
+def test_feedback_given_twice_on_one_output_counts_twice_and_nothing_counts_double(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x], llm)
+    output = x + 1
+    optimizer.backward(output, "larger", retain_graph=True)
+    output.backward("larger", retain_graph=True)
+    output.backward("and odd")
+    optimizer.step()
+    assert "Case 3 of 3" in asked(llm)
+    assert asked(llm).count("\nlarger\n") == 2
+
+
+def test_two_parameters_of_one_output_make_one_case(answers):
+    x, y = node(1.0, trainable=True, name="x"), node(2.0, trainable=True, name="y")
+    llm = answers(suggest(x=2.0, y=3.0))
+    optimizer = OptoPrime([x, y], llm)
+    (x * y).backward("larger")
+    assert optimizer.step() == {x: 2.0, y: 3.0}
+    assert asked(llm).count("larger") == 1
+
+
+def test_zero_feedback_forgets_what_came_either_way(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x], llm)
+    (x + 1).backward("forgotten")
+    optimizer.backward(x + 2, "forgotten too")
+    optimizer.zero_feedback()
+    (x + 3).backward("remembered")
+    optimizer.step()
+    assert "forgotten" not in asked(llm)
+    assert "remembered" in asked(llm)
+
+
+def test_after_an_update_feedback_on_the_old_values_is_memory_and_no_longer_a_case(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0), suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+    (x + 1).backward((0.1, "of the old value"))
+    optimizer.step()
+    (x + 1).backward((0.2, "of the new value"))  # no zero_feedback between
+    optimizer.step()
+    case, _, memory = asked(llm, 1).partition("#Memory")
+    assert "of the new value" in case
+    assert "of the old value" not in case
+    assert "of the old value" in memory
+
+
+def test_what_is_proposed_but_not_taken_leaves_the_feedback_where_it_is(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0), suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+    (x + 1).backward("larger")
+    assert optimizer.step(bypassing=True) == {x: 2.0}
+    assert x.data == 1.0
+    update = optimizer.propose()
+    assert asked(llm, 1).count("larger") == 1
+    optimizer.update(update)
+    assert x.data == 3.0
+
+
+def test_feedback_on_an_error_s_node_is_a_case(answers):
+    x = node(0, trainable=True, name="x")
+    llm = answers(suggest(x=2))
+    optimizer = OptoPrime([x], llm)
+    with pytest.raises(ExecutionError) as raised:
+        1 / x
+    raised.value.exception_node.backward("no division by zero")
+    assert optimizer.step() == {x: 2}
+    assert "ZeroDivisionError" in asked(llm)
+
+
+def test_feedback_on_a_parameter_itself_is_a_case(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0), suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+    x.backward("larger")
+    assert optimizer.step() == {x: 2.0}
+    optimizer.backward(x, "larger still")
+    assert optimizer.step() == {x: 3.0}
+
+
+def test_what_other_propagators_bring_is_shown_in_words(answers):
+    x, y = node(1.0, trainable=True, name="x"), node(2.0, trainable=True, name="y")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x, y], llm)
+    total = x + y
+    total.backward("larger", propagator=SumPropagator())
+    optimizer.step()
+    assert asked(llm).count("larger") == 1
+
+    told = Propagator()
+    told.register("add", lambda child: {parent: f"you hold {parent.data}" for parent in child.parents})
+    llm = answers(suggest(x=3.0))
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x, y], llm)
+    (x + y).backward("larger", propagator=told)
+    optimizer.step()
+    assert "x: you hold 1.0" in asked(llm)
+    assert "y: you hold 2.0" in asked(llm)
+
+
+def test_feedback_that_does_not_reach_the_parameters_is_no_case_but_its_score_counts_where_the_optimizer_is_told(answers):
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x], answers())
+    (node(1.0) + 1).backward("about something else")
+    with pytest.warns(RuntimeWarning, match="no scored episode"):
+        assert optimizer.step() == {}
+    optimizer = OptoPrime([x], answers(suggest(x=2.0)))
+    optimizer.backward(node(1.0) + 1, (0.0, "it crashed before it looked at x"))
+    assert optimizer.step() == {x: 2.0}
+
+
+async def test_feedback_given_inside_a_running_loop_feeds_a_step_there(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+
+    @bundle()
+    async def slowly(value):
+        return value + 1
+
+    outputs = await asyncio.gather(slowly(x), slowly(x * 2))
+    for output in outputs:
+        output.backward("larger")
+    assert optimizer.step() == {x: 3.0}
+    assert "Case 2 of 2" in asked(llm)
+
+
+def test_rewards_of_any_size_are_words_as_in_trace_and_scores_only_where_they_can_be(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0))
+    optimizer = OptoPrime([x], llm)
+    optimizer.backward(x + 1, -12.5)
+    (x + 2).backward(7)
+    optimizer.step()
+    assert "-12.5" in asked(llm)
+    assert "Score" not in asked(llm)
+    with pytest.raises(OptimizerError, match=r"a score is in \[0, 1\], not 7"):
+        optimizer.backward(x + 3, (7, "good"))
+
+
+# --- what Trace's programs pass and look at ---
+
+
+def test_steps_are_logged_as_render_opt_step_shows_them_and_as_json_can_hold(answers):
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x], answers("no", suggest(x=3.0)))
+    (x + 1).backward("larger <b>")
+    optimizer.step()
+    (entry,) = json.loads(json.dumps(optimizer.log))
+    assert "improve a program" in entry["system_prompt"]
+    assert "larger" in entry["user_prompt"]
+    assert entry["response"] == suggest(x=3.0)
+    page = render_opt_step(0, optimizer)
+    assert "larger &lt;b&gt;" in page
+    assert "3.0" in page
+    assert OptoPrime([x], answers(), log=False).log is None
+
+
+def test_verbose_prints_the_prompt_and_the_answer_or_only_the_answer(answers, capsys):
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x], answers(suggest(x=3.0), suggest(x=4.0)))
+    (x + 1).backward("larger")
+    optimizer.step(verbose=True)
+    printed = capsys.readouterr().out
+    assert "#Variables" in printed
+    assert suggest(x=3.0) in printed
+    (x + 1).backward("larger")
+    optimizer.step(verbose="output")
+    printed = capsys.readouterr().out
+    assert "#Variables" not in printed
+    assert suggest(x=4.0) in printed
+
+
+def test_a_mask_of_trace_s_section_names_leaves_them_out_for_one_step(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=3.0), suggest(x=4.0))
+    optimizer = OptoPrime([x], llm)
+    (x + 1).backward("larger")
+    optimizer.step(mask=["#Code", "#Feedback"])
+    (x + 1).backward("larger still")
+    optimizer.step()
+    assert "#Code" not in asked(llm, 0)
+    assert "larger" not in asked(llm, 0)
+    assert "#Code" in asked(llm, 1)
+    with pytest.raises(OptimizerError, match="there is no section '#Colour'"):
+        optimizer.step(mask=["#Colour"])
+
+
+def test_options_of_trace_are_taken_and_misspelt_ones_are_refused(answers):
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x], answers("no", "no"), include_example=True, prompt_symbols={}, max_tokens=99, ignore_extraction_error=False)
+    (x + 1).backward("larger")
+    with pytest.raises(DecodingError):
+        optimizer.step()
+    with pytest.raises(OptimizerError, match="there is no option 'temprature'"):
+        OptoPrime([x], answers(), temprature=0.5)
+
+
+def test_the_problem_of_all_parameters_together_is_trace_graph():
+    x, y = node(1.0, trainable=True, name="x"), node(2.0, trainable=True, name="y")
+    optimizer = OptoPrime([x, y])
+    (x * y).backward("larger")
+    assert optimizer.trace_graph.user_feedback == "larger"
+    assert {other.py_name for other in optimizer.trace_graph.nodes} >= {x.py_name, y.py_name}
+
+
+def test_several_answers_at_falling_temperatures_of_which_a_selector_takes_one(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=5.0), "no", "no", suggest(x=7.0))
+    optimizer = OptoPrimeMulti([x], llm, num_responses=3, temperature_range=[0.9, 0.1], selector=lambda found: max(found, key=len))
+    (x + 1).backward("larger")
+    with pytest.warns(RuntimeWarning, match="no usable proposal"):
+        assert optimizer.step() == {x: 5.0}
+    assert optimizer.candidates == [{x: 5.0}, {}, {x: 7.0}]
+    assert optimizer.selected_candidate == {x: 5.0}
+    assert [round(request.temperature, 2) for request in llm.requests] == [0.9, 0.5, 0.5, 0.1]
+
+    llm = answers(suggest(x=6.0), suggest(x=8.0))
+    optimizer = OptoPrimeMulti([x], llm)
+    (x + 1).backward("larger")
+    assert optimizer.propose(num_responses=2) == {x: 8.0}, "the last one by default, as in Trace"
