@@ -475,16 +475,18 @@ class MetricRule(Record, frozen=True):
     name: str
     goal: Goal = Goal.NO_WORSE
     margin: float = 0.05
+    difference_range: float = 1.0
+    """The largest absolute difference of this metric that the tests allow for."""
 
 
 class ReleaseSettings(Record, frozen=True):
     """The `[release]` and `[guardrails]` rules that a release was begun with: a later edit doesn't move a running test."""
 
     alpha: float = 0.05
-    prune_after_pairs: int = 10
+    prune_after_pairs: int = 15
     prune_below: float = 0.0
     selection_pairs: int = 3
-    max_pairs: int = 200
+    max_pairs: int = 300
     max_duration: float = 86_400.0
     difference_range: float = 1.0
     max_error_rate_increase: float = 0.0
@@ -504,6 +506,12 @@ class ReleaseSettings(Record, frozen=True):
     """Set for unpaired evidence: the smallest share, over the release's life, that either role's episodes are drawn with."""
     silent_score: float = 0.0
     """Unpaired evidence: the normalised score of an episode that nobody answered in its window."""
+    ramp: tuple[float, ...] = ()
+    """The share of the devices that each step exposes (agentd.release.fleet); without steps one device is exposed."""
+    step_pairs: int = 2
+    """A step is over once each device that it exposes has given so many pairs."""
+    stratify: tuple[str, ...] = ()
+    """Labels: each step has its part of every group of devices with the same values for them."""
 
 
 class Test(Record, frozen=True):
@@ -535,6 +543,15 @@ class ReleaseKind(enum.StrEnum):
 
     PROPOSAL = "proposal"
     PROBE = "probe"
+
+
+class Exposure(Record, frozen=True):
+    """A device's part in a release: since which step of the ramp it runs pairs, and how many it gave."""
+
+    step: int = 0
+    pairs: int = 0
+    withdrawn: str = ""
+    """The guardrail for which it went back to stable alone."""
 
 
 class Release(Record, frozen=True):
@@ -574,6 +591,10 @@ class Release(Record, frozen=True):
     """Single episodes that nobody answered."""
     tests: dict[str, Test] = {}
     """The further tests by name (agentd.release.evidence)."""
+    step: int = 0
+    """Where on the ramp it is: an index of `settings.ramp`."""
+    fleet: dict[str, Exposure] = {}
+    """The devices that were exposed so far, by id; they stay exposed, or withdrawn, for the release's whole life."""
     history: tuple[Change, ...] = ()
 
     @property

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ from agentd.environment_spec import (
     space_record,
 )
 from agentd.errors import Mistake, SpecError
-from agentd.records import Metric, Mode, Parameter, ReleaseSettings, Source, WatchSettings
+from agentd.records import Goal, Metric, MetricRule, Mode, Parameter, ReleaseSettings, Source, WatchSettings
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
 
 __all__ = [
@@ -95,17 +95,41 @@ class AgentSection(Section):
     include: tuple[str, ...] = ()
 
 
+Margin = Annotated[float, Field(gt=0, lt=1)]
+"""A share of a metric's declared range."""
+
+
 class MetricSection(Section):
-    """`[[metrics]]`."""
+    """`[[metrics]]`. What a release asks of the first one, the score, is said in `[release]`; of a further one, here."""
 
     name: Annotated[str, Field(min_length=1)]
     range: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (0.0, 1.0)
     direction: Literal["higher", "lower"] = "higher"
+    goal: Goal = Goal.NO_WORSE
+    margin: Margin = 0.05
+    difference_range: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """A margin that no difference could reach."""
+        yield from _margin_mistakes(table, default=0.05)
+
+
+RULES = frozenset({"goal", "margin", "difference_range"})
+"""What of `[[metrics]]` is a rule of releases and no part of the program."""
+
+
+def _margin_mistakes(table: Mapping[str, Any], *, default: float | None = None) -> Iterator[tuple[str, str]]:
+    margin, largest = table.get("margin", default), table.get("difference_range", 1.0)
+    if isinstance(margin, int | float) and isinstance(largest, int | float) and margin >= largest:
+        yield "margin", f"should be less than difference_range, {largest:g}, not {margin:g}"
 
 
 def _check_metrics(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, ...]:
     if not metrics:
         raise ValueError("should have at least one metric, the score")
+    if rules := sorted(RULES & metrics[0].model_fields_set):
+        raise ValueError(f"should not have {', '.join(rules)} in the first: of the score [release] says it")
     names = [metric.name for metric in metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"should have a name each, but there are several {', '.join(twice)}")
@@ -161,21 +185,44 @@ class OptimizerSection(Section):
 class PruneSection(Section):
     """`[release] prune`."""
 
-    after_pairs: Annotated[int, Field(ge=1)] = 10
+    after_pairs: Annotated[int, Field(ge=1)] = 15
     below: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
 
-class ReleaseSection(Section):
-    """`[release]`."""
+def _check_ramp(ramp: tuple[float, ...]) -> tuple[float, ...]:
+    if not ramp or list(ramp) != sorted(set(ramp)):
+        raise ValueError("should be shares of the devices, each larger than the one before, such as [0.05, 0.25, 0.5]")
+    return ramp
 
-    goal: Literal["better"] = "better"
+
+class ReleaseSection(Section):
+    """`[release]`. `margin` is how much worse, as a share of the score's range, `goal = "no_worse"` lets a candidate be.
+
+    A fleet is exposed by whole devices: `ramp` has the shares, a step is over after `step_pairs` pairs on each exposed device, and each
+    step has its part of every group of devices that have the same values for the labels in `stratify`.
+    """
+
+    goal: Goal = Goal.BETTER
+    margin: Margin | None = None
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     prune: PruneSection = PruneSection()
     selection_pairs: Annotated[int, Field(ge=0)] = 3
-    max_pairs: Annotated[int, Field(ge=1)] = 200
+    max_pairs: Annotated[int, Field(ge=1)] = 300
     max_duration: Duration = "24h"
     difference_range: Annotated[float, Field(gt=0, le=1)] = 1.0
-    ramp: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.25, 0.5)
+    ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_check_ramp)] = (0.05, 0.25, 0.5)
+    step_pairs: Annotated[int, Field(ge=1)] = 2
+    stratify: tuple[str, ...] = ()
+
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """A margin where none is used, none where one is needed, or one that no difference could reach."""
+        wanted = table.get("goal") == Goal.NO_WORSE
+        if wanted and "margin" not in table:
+            yield "margin", 'required for goal "no_worse": how much worse a candidate may be, as a share of the range'
+        elif not wanted and "margin" in table:
+            yield "margin", 'only for goal "no_worse"'
+        yield from _margin_mistakes(table)
 
 
 class WatchSection(Section):
@@ -255,6 +302,9 @@ class AgentSpec(Section):
             yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
         if environment.get("kind") == EnvironmentKind.DATASET and "feedback" not in table:
             yield "feedback", 'required for kind "dataset": a function that compares the answer with the reference'
+        metrics = table.get("metrics")
+        if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table:
+            yield "feedback", "required for several metrics: a function that gives (score, text, {name: value})"
 
 
 # --- conversions to records -----------------------------------------------------------------------------------------
@@ -274,6 +324,15 @@ def release_settings(spec: AgentSpec) -> ReleaseSettings:
     """The rules that a release of this agent is begun with. Durations in seconds."""
     release, error_rate = spec.release, spec.guardrails.error_rate
     return ReleaseSettings(
+        goal=release.goal,
+        margin=release.margin or 0.0,
+        metrics=tuple(
+            MetricRule(name=metric.name, goal=metric.goal, margin=metric.margin, difference_range=metric.difference_range)
+            for metric in spec.metrics[1:]
+        ),
+        ramp=release.ramp,
+        step_pairs=release.step_pairs,
+        stratify=release.stratify,
         alpha=release.alpha,
         prune_after_pairs=release.prune.after_pairs,
         prune_below=release.prune.below,
@@ -321,7 +380,7 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     hashed = {
         "environment": _hashed(spec.environment),
         "parameters": {name: _hashed(section) for name, section in spec.parameters.items()},
-        "metrics": [_hashed(metric) for metric in spec.metrics],
+        "metrics": [_hashed(metric, but=RULES) for metric in spec.metrics],
         "feedback": _hashed(spec.feedback) if spec.feedback else None,
     }
     source = make_source(
@@ -331,9 +390,9 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
     return spec.model_copy(update={"environment": environment}), source
 
 
-def _hashed(section: BaseModel) -> dict[str, Any]:
+def _hashed(section: BaseModel, *, but: Collection[str] = ()) -> dict[str, Any]:
     # Without defaults, so that a key that a later agentd adds doesn't make every source a new one.
-    return section.model_dump(mode="json", exclude_defaults=True)
+    return section.model_dump(mode="json", exclude_defaults=True, exclude=set(but))
 
 
 def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

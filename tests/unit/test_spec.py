@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentd.configuration import parse_duration, parse_size, validate
 from agentd.errors import SpecError
-from agentd.records import Kind, Parameter, Space, make_revision
+from agentd.records import Goal, Kind, MetricRule, Parameter, Space, make_revision
 from agentd.source import MAX_FILE_BYTES
 from agentd.spaces import why_outside
 from agentd.spec import (
@@ -99,6 +99,40 @@ def test_the_spec_becomes_the_records_that_the_rest_works_with(folder) -> None:
     metric = metric_record(spec.metrics[0])
     assert (metric.normalised(-10.0), metric.normalised(0.0), metric.worst) == (1.0, 0.0, 0.0)
     assert watch_settings(spec).burn_in == 20
+
+
+def test_what_a_release_asks_of_each_metric_becomes_its_rules(folder) -> None:
+    folder.edit("range = [0.0, 1.0]", "range = [0.0, 1.0]\n[[metrics]]\nname = 'energy'\nmargin = 0.1\ndifference_range = 0.5")
+    folder.append("[release]\ngoal = 'no_worse'\nmargin = 0.02\ndifference_range = 0.4\nramp = [0.1, 1.0]\nstratify = ['site']\n")
+    spec, _ = folder.load()
+    settings = release_settings(spec)
+    assert (settings.goal, settings.margin, settings.difference_range) == (Goal.NO_WORSE, 0.02, 0.4)
+    assert settings.metrics == (MetricRule(name="energy", goal=Goal.NO_WORSE, margin=0.1, difference_range=0.5),)
+    assert (settings.ramp, settings.stratify) == ((0.1, 1.0), ("site",))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ('[release]\ngoal = "no_worse"\n', "release.margin", "required for goal"),
+        ("[release]\nmargin = 0.1\n", "release.margin", 'only for goal "no_worse"'),
+        ('[release]\ngoal = "no_worse"\nmargin = 0.5\ndifference_range = 0.3\n', "release.margin", "less than difference_range"),
+        ("[release]\nramp = [0.5, 0.25]\n", "release.ramp", "larger than the one before"),
+        ("[release]\nramp = []\n", "release.ramp", "larger than the one before"),
+        ('[[metrics]]\nname = "b"\nmargin = 0.5\ndifference_range = 0.3\n', "metrics[1].margin", "less than difference_range"),
+    ],
+)
+def test_rules_that_can_not_be_kept_are_mistakes(folder, text, key, said) -> None:
+    folder.append(text)
+    assert said in folder.mistakes()[key]
+
+
+def test_the_score_s_rules_belong_to_the_release_and_several_metrics_need_a_judge(folder) -> None:
+    folder.edit("range = [0.0, 1.0]", "margin = 0.1\n[[metrics]]\nname = 'energy'")
+    folder.edit('[feedback]\nentrypoint = "feedback:explain"', "")
+    mistakes = folder.mistakes()
+    assert "of the score [release] says it" in mistakes["metrics"]
+    assert "several metrics" in mistakes["feedback"]
 
 
 def test_all_mistakes_are_told_at_once_each_with_its_key_and_what_is_expected(folder) -> None:
@@ -298,6 +332,7 @@ def test_the_digest_changes_with_what_changes_the_program(folder, old, new) -> N
     "text",
     [
         "[release]\nalpha = 0.01\n",
+        '[release]\ngoal = "no_worse"\nmargin = 0.1\n',
         '[optimizer]\nmodels = ["a/b"]\n',
         "[guardrails]\ndeadline_misses_per_episode = 9\n",
         '[sandbox]\nstep_timeout = "1s"\n',
