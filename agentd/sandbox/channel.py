@@ -16,10 +16,10 @@ from agentd.errors import CodecError, IsolationError, LoadError, PolicyError, Pr
 from agentd.records import Value
 from agentd.sandbox.wire import (
     FRAGMENTED,
+    MAX_ANSWER,
     MAX_ERROR_MESSAGE,
     MAX_MESSAGE,
     MAX_PACKET,
-    MAX_TRACE,
     MAX_TRACEBACK,
     Answer,
     Failure,
@@ -31,7 +31,6 @@ from agentd.sandbox.wire import (
     shortened,
 )
 
-_ENVELOPE = 32  # bytes around the content of a Trace
 _NUMBERS = struct.Struct("256I")
 
 
@@ -55,7 +54,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._numbers: list[int] = []
         self._current: _Call | None = None
-        self._waiting: deque[_Call] = deque()  # bounded by the devices of an agent: each has at most one call
+        self._waiting: deque[_Call] = deque()  # bounded by the devices of an agent: each has at most a few calls
+        self._idle: deque[_Call] = deque()  # calls for when no other waits; bounded in the same way
         self._outgoing: Iterator[bytes | memoryview] | None = None
         self._unsent: bytes | memoryview = b""
         self._buffer = bytearray(MAX_PACKET + 1)  # one byte more than allowed, to see that a packet is too long
@@ -74,8 +74,10 @@ class Channel:
             self._numbers = list(_NUMBERS.unpack(os.urandom(_NUMBERS.size)))
         return self._numbers.pop()
 
-    def call(self, number: int, message: bytes, timeout: float) -> asyncio.Future[Value]:
+    def call(self, number: int, message: bytes, timeout: float, *, urgent: bool = True) -> asyncio.Future[Value]:
         """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.
+
+        Calls are made in order, but those that aren't `urgent` only when no other waits.
 
         The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call
         keeps its place: the worker finishes it, and the answer is thrown away. Raises CodecError for a message that is too long.
@@ -88,8 +90,10 @@ class Channel:
             future.set_exception(self._error)
         elif self._current is None and self._open:
             self._start(call)
-        else:
+        elif urgent:
             self._waiting.append(call)
+        else:
+            self._idle.append(call)
         return future
 
     def close(self, error: SandboxError) -> None:
@@ -102,9 +106,10 @@ class Channel:
         if self._timer is not None:
             self._timer.cancel()
         calls = [self._current] if self._current is not None else []
-        calls += self._waiting
+        calls += [*self._waiting, *self._idle]
         self._current = None
         self._waiting.clear()
+        self._idle.clear()
         for call in calls:
             if not call.future.done():
                 call.future.set_exception(error)
@@ -206,7 +211,7 @@ class Channel:
             message, self._parts = b"".join(self._parts), []
             return message
         if packet[0] == FRAGMENTED:
-            self._missing = announced(packet, MAX_TRACE + _ENVELOPE)
+            self._missing = announced(packet, MAX_ANSWER)
             return None
         return packet
 
@@ -221,11 +226,14 @@ class Channel:
             if isinstance(reply, Answer):
                 call.future.set_result(reply.value)
             elif isinstance(reply, Trace):
-                call.future.set_result(reply.content)
+                call.future.set_result(reply)
             else:
                 call.future.set_exception(_error_of(reply))
-        while self._waiting and self._current is None:
-            following = self._waiting.popleft()
+        self._start_next()
+
+    def _start_next(self) -> None:
+        while self._current is None and (waiting := self._waiting or self._idle):
+            following = waiting.popleft()
             if not following.future.done():
                 self._start(following)
 

@@ -5,7 +5,9 @@ import contextvars
 import inspect
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType
 from typing import Any
 
@@ -15,11 +17,12 @@ from agentd import codec
 from agentd.errors import LoadError, TraceError
 from agentd.records import Kind, Parameter, Value
 from agentd.sandbox.loader import load_entrypoint
-from agentd.sandbox.wire import MAX_TRACE, Act, Finish, Load, LoadState, Request, Reset, State
+from agentd.sandbox.wire import MAX_PART, MAX_TRACE, Act, Fetch, Finish, Load, LoadState, Request, Reset, State, Trace
 from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError
-from agentd.trace.export import Limits, export
+from agentd.trace.export import Limits, export_slices
 from agentd.trace.graph import Graph
+from agentd.trace.nodes import Node
 from agentd.trace.operations import unwrap
 from agentd.trace.parameters import assign, describe, find_parameters
 
@@ -29,6 +32,11 @@ MAX_INSTANCES = 2_000
 """Devices come and go: beyond this many, the instance that was reset longest ago is let go."""
 MAX_GRAPH_NODES = 200_000
 """An episode whose graph grows beyond this begins a new graph at the current observation; what was before is counted as dropped."""
+MAX_CUT = 4
+"""Episodes of one device whose traces wait to be fetched: of more, the oldest is let go."""
+SLICE_SECONDS = 0.0005
+"""Work on a trace stops after this long: a tick may be waiting."""
+_CLEARED_AT_ONCE = 1_000
 
 
 class Seat:
@@ -37,12 +45,14 @@ class Seat:
     def __init__(self, policy: Any) -> None:
         self.policy = policy
         self.act: Callable[[AbstractNode], Any] = policy.act
+        self.traces: dict[int, _Trace] = {}
+        """Of episodes that ended, by the request that ended them."""
+        self.context = contextvars.copy_context()
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last episode, open a new one's graph."""
+        """Open a new episode's graph, in the context that the program knows."""
         self.graph = Graph()
-        self.context = contextvars.copy_context()
         self.context.run(self.graph.__enter__)
         self.observation: AbstractNode | None = None
         self.action: Any = None
@@ -64,6 +74,35 @@ class Seat:
         return made
 
 
+class _Trace:
+    """The encoded trace of an episode that has ended, in the making: it is worked on between ticks, for a slice of time each."""
+
+    def __init__(self, graph: Graph, end: Node, dropped: int) -> None:
+        self.parts: deque[bytes] = deque()
+        self.done = False
+        self._work = self._slices(graph, end, dropped)
+
+    def work(self, until: float) -> bool:
+        """Go on until then (by `time.perf_counter`), and tell whether it is done."""
+        while not self.done and time.perf_counter() < until:
+            self.done = next(self._work, True) is True
+        return self.done
+
+    def _slices(self, graph: Graph, end: Node, dropped: int) -> Generator[None, None, None]:
+        record = yield from export_slices(graph, end, Limits())
+        if dropped:
+            record = msgspec.structs.replace(record, dropped_nodes=record.dropped_nodes + dropped)
+        trace = codec.encode(record)
+        yield
+        while graph.clear(_CLEARED_AT_ONCE):
+            yield
+        if len(trace) <= MAX_TRACE:
+            self.parts.extend(trace[start : start + MAX_PART] for start in range(0, len(trace), MAX_PART))
+        else:
+            size = len(trace)
+            _log.warning("the trace of the episode has %d bytes, more than the %d that can travel, and was dropped", size, MAX_TRACE)
+
+
 class PolicyProgram:
     """Serves Load, Reset, Act, Finish, State and LoadState."""
 
@@ -76,6 +115,7 @@ class PolicyProgram:
             Act: self._act,
             Reset: self._reset,
             Finish: self._finish,
+            Fetch: self._fetch,
             State: self._state,
             LoadState: self._load_state,
         }
@@ -140,10 +180,10 @@ class PolicyProgram:
         if reset is not None:
             self._complete(seat.context.run(reset, request.seed))
 
-    def _finish(self, request: Finish) -> bytes | None:
+    def _finish(self, request: Finish) -> None:
         seat = self._seats[request.device]
         if seat.observation is None:
-            return None
+            return
         last = seat.observation if request.final_observation is None else seat.observe(request.final_observation)
         inputs: dict[str, Any] = {"observation": last}
         if request.final_observation is None and isinstance(seat.action, AbstractNode) and seat.error is None:
@@ -151,16 +191,24 @@ class PolicyProgram:
         if seat.error is not None:
             inputs["error"] = seat.error
         end = seat.graph.message("episode_end", inputs, _plain(last), "The end of the episode.")
-        graph = export(seat.graph, end, Limits())
-        if seat.dropped:
-            graph = msgspec.structs.replace(graph, dropped_nodes=graph.dropped_nodes + seat.dropped)
-        seat.graph.clear()
+        seat.traces[request.id] = _Trace(seat.graph, end, seat.dropped)
+        if len(seat.traces) > MAX_CUT:
+            del seat.traces[next(iter(seat.traces))]
         seat.begin()
-        trace = codec.encode(graph)
-        if len(trace) > MAX_TRACE:
-            _log.warning("the trace of the episode has %d bytes, more than the %d that can travel, and was dropped", len(trace), MAX_TRACE)
-            return None
-        return trace
+
+    def _fetch(self, request: Fetch) -> Trace:
+        traces = self._seats[request.device].traces
+        wanted = traces.get(request.finished)
+        if wanted is None:
+            return Trace(request.id, b"")
+        until = time.perf_counter() + SLICE_SECONDS
+        for making in traces.values():  # the oldest first: a later graph may go on from an earlier one, until that is cleared
+            if not making.work(until) or making is wanted:
+                break
+        content = wanted.parts.popleft() if wanted.parts else b""
+        if wanted.done and not wanted.parts:
+            del traces[request.finished]
+        return Trace(request.id, content, more=request.finished in traces)
 
     def _state(self, request: State) -> Value:
         state = getattr(self._seats[request.device].policy, "state", None)

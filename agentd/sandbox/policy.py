@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -12,11 +12,19 @@ from agentd.errors import CodecError, LoadError, PolicyError, ProtocolViolation,
 from agentd.records import Parameter, Revision, Source, Value
 from agentd.sandbox.limits import Limits
 from agentd.sandbox.process import WorkerProcess
-from agentd.sandbox.wire import Act, Finish, LoadState, Reset, State
+from agentd.sandbox.wire import MAX_TRACE, Act, Fetch, Finish, LoadState, Reset, State, Trace
 from agentd.sandbox.zygote import Zygote
 
 UNCHANGED: Value = msgspec.UNSET
 """The plant got what the policy answered."""
+
+
+class Cut(NamedTuple):
+    """An episode that was ended and whose trace has not been collected yet."""
+
+    device: str
+    number: int
+    answered: asyncio.Future[Value]
 
 
 class PolicyWorker:
@@ -93,12 +101,42 @@ class PolicyWorker:
 
         None if there was no tick, or if it is larger than MAX_TRACE.
         """
-        answer = await self._process.call(lambda number: Finish(number, device, final_observation), self._limits.load_timeout)
-        if answer is not None and not isinstance(answer, bytes):  # an Answer where a Trace was asked for
-            error = ProtocolViolation(f"the worker gave a {type(answer).__name__} for a trace and was killed")
-            self._process.end(error)
-            raise error
-        return answer
+        return await self.collect(self.cut(device, final_observation))
+
+    def cut(self, device: str, final_observation: Value) -> Cut:
+        """End the episode in the time of a tick: the policy may go on at once, in the next one. Its trace waits to be collected."""
+        number = self._channel.next_number()
+        try:
+            message = codec.encode(Finish(number, device, final_observation))
+            answered = self._channel.call(number, message, self._limits.step_timeout)
+        except CodecError as error:
+            raise PolicyError(f"the final observation can't be passed on: {error}") from error
+        return Cut(device, number, answered)
+
+    async def collect(self, cut: Cut) -> bytes | None:
+        """The encoded TraceGraph (untrusted) of an episode that was cut, as `finish` gives it.
+
+        The worker makes it in slices of a fraction of a millisecond, one for each call, and only while no other call waits: ticks of this
+        and other devices pass in between. None as well if that took longer than `load_timeout`.
+        """
+        await cut.answered
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + self._limits.load_timeout
+        parts, missing = [], MAX_TRACE
+        while loop.time() < limit:
+            number = self._channel.next_number()
+            message = codec.encode(Fetch(number, cut.device, cut.number))
+            part = await self._channel.call(number, message, self._limits.step_timeout, urgent=False)
+            if not isinstance(part, Trace) or len(part.content) > missing:
+                what = "too long a trace" if isinstance(part, Trace) else f"a {type(part).__name__} for a trace"
+                error = ProtocolViolation(f"the worker gave {what} and was killed")
+                self._process.end(error)
+                raise error
+            parts.append(part.content)
+            missing -= len(part.content)
+            if not part.more:
+                return b"".join(parts) or None
+        return None
 
     async def state(self, device: str) -> Value:
         """What the policy hands over to a successor (its `state()`), None if it has no such method."""

@@ -29,7 +29,6 @@ from agentd.sandbox.wire import (
     MAX_TRACEBACK,
     Answer,
     Failure,
-    Finish,
     Fork,
     Load,
     Request,
@@ -179,9 +178,7 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
 
 
 def _encode_answer(request: Request, value: Value) -> bytes:
-    if isinstance(request, Finish):
-        return codec.encode(Trace(request.id, value))
-    message = codec.encode(Answer(request.id, value))
+    message = codec.encode(value if isinstance(value, Trace) else Answer(request.id, value))
     if len(message) > MAX_ANSWER:
         raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_ANSWER} can travel")
     return message

@@ -5,8 +5,8 @@ packet. A longer one is announced by a packet of FRAGMENTED (a byte that Message
 packets of exactly MAX_PACKET bytes and a rest: the receiver knows each length beforehand, so there is nothing to lie about but the
 announcement, and that is capped.
 
-A byte of hostile MessagePack can become an empty list of 56 bytes, so answers are capped well below what requests may have; what is
-larger can only be a Trace, whose bytes are not looked into here.
+A byte of hostile MessagePack can become an empty list of 56 bytes, so answers are capped well below what requests may have. A trace,
+whose bytes are not looked into here, travels in parts.
 """
 
 import struct
@@ -23,6 +23,8 @@ MAX_PACKET = 65_536
 MAX_MESSAGE = 32 * 1024 * 1024
 MAX_ANSWER = 1024 * 1024
 MAX_TRACE = 4 * 1024 * 1024
+MAX_PART = 48 * 1024
+"""Bytes of a trace that travel at once, so that a tick never waits behind a long one."""
 FRAGMENTED = 0xC1  # "never used" in MessagePack
 _ANNOUNCEMENT = struct.Struct(">BI")
 ANNOUNCEMENT_SIZE = _ANNOUNCEMENT.size
@@ -157,11 +159,19 @@ class Act(_Message, frozen=True):
 
 
 class Finish(_Message, frozen=True):
-    """The episode is over; the answer is its encoded trace graph."""
+    """The episode is over. Its graph is set aside, to be fetched by this request's id; the policy may go on in the next episode at once."""
 
     id: int
     device: str
     final_observation: Value
+
+
+class Fetch(_Message, frozen=True):
+    """Some work on the trace of the episode that the request `finished` ended; the answer is a Trace: a part of it, or nothing yet."""
+
+    id: int
+    device: str
+    finished: int
 
 
 class State(_Message, frozen=True):
@@ -200,7 +210,7 @@ class Judge(_Message, frozen=True):
     episode: JudgedEpisode
 
 
-Request = Load | Reset | Act | Finish | State | LoadState | Judge
+Request = Load | Reset | Act | Finish | Fetch | State | LoadState | Judge
 
 # --- worker -> trusted side -------------------------------------------------------------------------------------------
 
@@ -213,10 +223,11 @@ class Answer(_Message, frozen=True):
 
 
 class Trace(_Message, frozen=True):
-    """The answer to Finish: an encoded TraceGraph, which is the worker's word and no more."""
+    """The answer to Fetch: the next bytes of an encoded TraceGraph, which is the worker's word and no more. `more`: ask again."""
 
     id: int
-    content: bytes | None
+    content: bytes
+    more: bool = False
 
 
 class Failure(_Message, frozen=True):
@@ -249,8 +260,6 @@ def request_of(message: bytes | memoryview) -> Request:
 
 def reply_of(message: bytes | memoryview) -> Reply:
     """Raises CodecError for whatever is no reply."""
-    if len(message) > MAX_ANSWER:
-        return codec.decode(message, Trace)
     reply: Reply = codec.decode(message, _REPLY)
     return reply
 

@@ -77,15 +77,20 @@ class Graph:
         self.name_nodes()
         return self.names.get(name)
 
-    def clear(self) -> None:
-        """Forgets all nodes and cuts them from their parents, so that a node that a program keeps doesn't keep its past."""
-        for node in self.nodes:
+    def clear(self, at_most: int | None = None) -> bool:
+        """Forgets all nodes and cuts them from their parents, so that a node that a program keeps doesn't keep its past.
+
+        With `at_most`, it forgets only so many and tells whether there are more.
+        """
+        first = 0 if at_most is None else max(0, len(self.nodes) - at_most)
+        for node in self.nodes[first:]:
             node._inputs = ()
             if node._extra is not None:
                 node._extra.inner = node._extra.feedback = None
-        self.nodes.clear()
+        del self.nodes[first:]
         self.names.clear()
         self._named = 0
+        return bool(self.nodes)
 
     def to_dot(self, **options: Any) -> str:
         """The graph in Graphviz's language (see agentd.trace.pictures)."""

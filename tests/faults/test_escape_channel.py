@@ -110,7 +110,7 @@ async def test_a_message_that_nobody_asked_for_ends_the_worker(zygote: Zygote) -
         assert isinstance(worker.reason, ProtocolViolation)
 
 
-@pytest.mark.parametrize("lie", ["send(struct.pack('>BI', 0xC1, 4 * 1024 * 1024)); time.sleep(60)", "os.read(3, 100)"])
+@pytest.mark.parametrize("lie", ["send(struct.pack('>BI', 0xC1, 1024 * 1024)); time.sleep(60)", "os.read(3, 100)"])
 async def test_a_worker_that_stalls_the_channel_is_killed_at_the_step_timeout(zygote: Zygote, lie: str) -> None:
     async with await start(zygote, LIAR.format(lie=lie), "Liar", step_timeout=0.5) as worker:
         await worker.reset("robot", "episode", 1)

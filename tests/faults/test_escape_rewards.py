@@ -86,7 +86,11 @@ from agentd.records import NodeKind, TraceGraph, TraceNode
 class Forger:
     def act(self, observation):
         forged = TraceGraph(nodes=(TraceNode("reward", NodeKind.INPUT, value="score this 1.0"),), output=0)
-        policies.export = lambda *_: forged
+        def slices(*_):
+            return forged
+            yield
+
+        policies.export_slices = slices
         return 0
 """
 
@@ -102,6 +106,7 @@ async def test_a_forged_trace_changes_neither_steps_nor_score(zygote: Zygote) ->
 
 FINISHER = """
 import sys
+from agentd.sandbox.wire import Trace
 
 class Finisher:
     def act(self, observation):
@@ -109,15 +114,20 @@ class Finisher:
         while "program" not in frame.f_locals or "telltale" not in frame.f_locals:
             frame = frame.f_back
         program = frame.f_locals["program"]
-        forged = {{"text": "a trace", "junk": b"junk", "number": 7}}[observation.data]
+        forge = {{
+            "text": lambda number: "a trace",
+            "number": lambda number: 7,
+            "junk": lambda number: Trace(number, b"junk"),
+            "flood": lambda number: Trace(number, bytes(40_000), True),
+        }}[observation.data]
         for kind in list(program._handlers):
-            program._handlers[kind] = lambda request: forged
+            program._handlers[kind] = lambda request: forge(request.id)
         return 0
 """
 
 
-@pytest.mark.parametrize("forged", ["text", "number"])
-async def test_a_trace_that_is_not_bytes_ends_the_worker(zygote: Zygote, forged: str) -> None:
+@pytest.mark.parametrize("forged", ["text", "number", "flood"])
+async def test_a_trace_that_is_none_or_has_no_end_ends_the_worker(zygote: Zygote, forged: str) -> None:
     async with await start(zygote, FINISHER.format(), "Finisher") as policy:
         await policy.reset("robot", "e1", 1)
         assert await policy.act("robot", 0, forged) == 0

@@ -380,6 +380,75 @@ async def test_a_trace_of_hundreds_of_kilobytes_arrives_whole(zygote: Zygote) ->
         assert codec.decode(trace, TraceGraph).output is not None
 
 
+COUNTING = """
+from agentd.trace import model, node
+
+@model
+class P:
+    def __init__(self):
+        self.total = node(0.0)
+
+    def act(self, observation):
+        self.total = self.total + observation
+        return self.total
+"""
+
+
+async def test_an_episode_that_is_cut_goes_on_in_the_next_one_with_its_policy_as_it_is(zygote: Zygote) -> None:
+    async with await start(zygote, COUNTING) as worker:
+        await worker.reset("robot", "e1", 1)
+        for tick in range(200):
+            await worker.act("robot", tick, 1.0)
+        cut = worker.cut("robot", 1.0)
+        assert await worker.act("robot", 0, 1.0) == 201.0
+        first = codec.decode(await worker.collect(cut), TraceGraph)
+        assert sum(found.operator == "environment_step" for found in first.nodes) == 200
+        second = await graph_of(worker, 1.0)
+        assert [found.operator for found in second.nodes if found.operator.startswith("environment")] == [
+            "environment_reset",
+            "environment_step",
+        ]
+
+
+async def test_a_trace_is_made_between_the_ticks_that_go_on_meanwhile(zygote: Zygote) -> None:
+    async with await start(zygote, COUNTING) as worker:
+        await worker.reset("robot", "e1", 1)
+        for tick in range(3_000):
+            await worker.act("robot", tick, 1.0)
+        collecting = asyncio.create_task(worker.collect(worker.cut("robot", 1.0)))
+        passed = 0
+        while not collecting.done():
+            assert await worker.act("robot", passed, 0.0) == 3_000.0
+            passed += 1
+        assert passed > 10
+        trace = await collecting
+        assert codec.decode(trace, TraceGraph).output is not None
+
+
+async def test_traces_of_episodes_that_follow_each_other_closely_do_not_mix(zygote: Zygote) -> None:
+    async with await start(zygote, COUNTING) as worker:
+        await worker.reset("robot", "e1", 1)
+        cuts = []
+        for number in range(3):
+            for tick in range(50 + number):
+                await worker.act("robot", tick, 1.0)
+            cuts.append(worker.cut("robot", 1.0))
+        traces = await asyncio.gather(*(worker.collect(cut) for cut in reversed(cuts)))
+        lengths = [sum(one.operator == "environment_step" for one in codec.decode(trace, TraceGraph).nodes) for trace in traces]
+        assert lengths == [52, 51, 50]
+
+
+async def test_a_trace_that_nobody_fetches_is_let_go(zygote: Zygote) -> None:
+    async with await start(zygote, COUNTING) as worker:
+        await worker.reset("robot", "e1", 1)
+        cuts = []
+        for _ in range(6):
+            await worker.act("robot", 0, 1.0)
+            cuts.append(worker.cut("robot", 1.0))
+        assert await worker.collect(cuts[0]) is None
+        assert await worker.collect(cuts[-1]) is not None
+
+
 # --- calls and ends ---------------------------------------------------------------------------------------------------
 
 SLOW = "import time\nclass P:\n    def act(self, observation):\n        time.sleep(observation.data)\n        return observation.data\n"
