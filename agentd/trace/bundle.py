@@ -19,7 +19,7 @@ from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.hidden import outside
 from agentd.trace.modules import Module
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, raise_error
-from agentd.trace.source import error_comment, signature_of, source_of
+from agentd.trace.source import compile_function, error_comment, signature_of, source_of
 
 __all__ = ["BoundFunModule", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle"]
 
@@ -151,6 +151,8 @@ class FunModule(Module):
     def _new_parameter(self) -> ParameterNode:
         if not self.source or not self.source.lstrip().startswith(("def ", "async def ")):
             raise TraceError(f"the source of {self._function_name} is not available as a def, so its code can't be trainable")
+        if hasattr(self._fun, "__wrapped__"):
+            compile_function(self.source, self._fun, self._captured, self._owner)  # its decorators can be applied again
         signature = signature_of(self.source)
         made: ParameterNode = ParameterNode(self.source, name="__code", constraint=f"The code must start with: {signature}")
         made._more().code = Code(self, self.source, self._fun, self._signature)
@@ -333,7 +335,7 @@ class FunModule(Module):
     def _fail(self, error: Exception, form: Form, inputs: tuple[Any, ...], frame: Scope, pending: MessageNode | None) -> NoReturn:
         """Raises ExecutionError: the exception's node has the source with the failing line commented."""
         hidden = outside(inputs, frame, (), None)
-        sources = {function.__code__: source for source, (function, _) in self._compiled.items()}
+        sources = {inspect.unwrap(function).__code__: source for source, (function, _) in self._compiled.items()}
         within = str(error) if isinstance(error, ExecutionError) else ""  # a bundle or operator that was called has said where
         comment = error_comment(error, error_message(error), sources, within)
         if pending is not None:

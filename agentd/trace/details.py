@@ -17,8 +17,9 @@ def function_details(module: FunModule) -> dict[str, Any]:
     """What is known of a bundled function."""
     function = module._fun
     line, file = None, None
-    if hasattr(function, "__code__"):
-        file = function.__code__.co_filename
+    inner = inspect.unwrap(function)
+    if hasattr(inner, "__code__"):
+        file = inner.__code__.co_filename
         try:
             line = source_of(function)[1]
         except OSError:

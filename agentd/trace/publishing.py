@@ -43,7 +43,7 @@ def _has_bundles(cls: type) -> bool:
 
 def _class_source(cls: type) -> str:
     for item in vars(cls).values():
-        function = item._fun if isinstance(item, FunModule) else item
+        function = inspect.unwrap(item._fun) if isinstance(item, FunModule) else item
         if inspect.isfunction(function):
             lines = linecache.getlines(function.__code__.co_filename, function.__globals__)
             tree = ast.parse("".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import linecache
@@ -20,14 +21,37 @@ _MAX_LINES = 120  # of one function in a comment
 
 
 def source_of(function: Callable[..., Any]) -> tuple[str, int]:
-    """The source of `function` without decorators, dedented, and the line of its file on which it starts. Raises OSError without one."""
+    """The source of `function` without decorators, dedented, and the line of its file on which it starts. Raises OSError without one.
+
+    What decorators with `functools.wraps` made is seen through: the source is that of the function within.
+    """
+    function = inspect.unwrap(function)
+    text, skipped = definition(_block(function))
+    return text, function.__code__.co_firstlineno + skipped
+
+
+def decorators_of(function: Callable[..., Any]) -> list[ast.expr]:
+    """The decorators that made `function` of the one within, outermost first: as many of those in the source as wrap it."""
+    layers = _layers(function)
+    found = _first_definition(_block(inspect.unwrap(function))) if layers else None
+    return [] if found is None else found.decorator_list[-len(layers) :]
+
+
+def _layers(function: Any) -> list[Any]:
+    """What `functools.wraps` says was put around a function, each by its code, which tells decorators apart."""
+    found = []
+    while hasattr(function, "__wrapped__"):
+        found.append(getattr(function, "__code__", type(function)))
+        function = function.__wrapped__
+    return found
+
+
+def _block(function: Callable[..., Any]) -> str:
     code = function.__code__
     lines = _lines(code, function.__globals__)
     if code.co_firstlineno > len(lines):
         raise OSError(f"no source of {function.__qualname__}")
-    block = inspect.getblock(lines[code.co_firstlineno - 1 :])
-    text, skipped = definition("".join(block))
-    return text, code.co_firstlineno + skipped
+    return "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
 
 
 def _lines(code: types.CodeType, namespace: dict[str, Any]) -> list[str]:
@@ -45,22 +69,24 @@ def definition(block: str) -> tuple[str, int]:
 
     A lambda's line, or anything else that is no definition, is only stripped.
     """
-    try:
-        tree = ast.parse("if 1:\n" + block if block[:1].isspace() else "if 1:\n" + textwrap.indent(block, " ", lambda _: True))
-    except SyntaxError:  # a lambda within an expression
+    found = _first_definition(block)
+    if found is None:
         return block.strip(), 0
     shift = "" if block[:1].isspace() else " "
-    for found in ast.walk(tree):
-        if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
-            break
-    else:
-        return block.strip(), 0
     lines = block.splitlines()
     first, last = found.lineno - 2, (found.end_lineno or found.lineno) - 1
     margin = found.col_offset - len(shift)
     kept = _inside_strings(found)
     text = [line if number + 2 in kept else _cut(line, margin) for number, line in enumerate(lines[first:last], first)]
     return "\n".join(text), first
+
+
+def _first_definition(block: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    try:
+        tree = ast.parse("if 1:\n" + block if block[:1].isspace() else "if 1:\n" + textwrap.indent(block, " ", lambda _: True))
+    except SyntaxError:  # a lambda within an expression
+        return None
+    return next((found for found in ast.walk(tree) if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)), None)
 
 
 def _cut(line: str, margin: int) -> str:
@@ -132,16 +158,18 @@ def syntax_error(source: str, error: BaseException) -> TraceError:
 
 
 def compile_function(source: str, original: Callable[..., Any], captured: Mapping[str, Any], owner: type | None) -> Callable[..., Any]:
-    """`source` as a function in the place of `original`: same globals, same closure, its own name bound to itself.
+    """`source` as a function in the place of `original`: same globals, same closure, same decorators, its own name bound to itself.
 
     `captured` are the local variables of where `original` was defined, for names that it did not close over itself. The lines are given
     to linecache, so that tracebacks show them, as long as the function lives. Raises TraceError for what does not compile or define.
     """
     function = parse(source)
     function.decorator_list = []
+    layers, wrappers = _layers(original), decorators_of(original)
+    original = inspect.unwrap(original)
     cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     namespace = original.__globals__
-    names = {found.id for found in ast.walk(function) if isinstance(found, ast.Name)}
+    names = {found.id for part in (function, *wrappers) for found in ast.walk(part) if isinstance(found, ast.Name)}
     for name in names & captured.keys():
         if name not in cells and name not in namespace and name != function.name:
             cells[name] = types.CellType(captured[name])
@@ -149,28 +177,43 @@ def compile_function(source: str, original: Callable[..., Any], captured: Mappin
         cells["__class__"] = types.CellType(owner)
     cells.pop(function.name, None)  # recursion is to the new function
     filename = f"<agentd code {function.name} {next(_numbers)}>"
+    defined = ast.Tuple(
+        [ast.Name(function.name, ast.Load()), *(ast.parse(ast.unparse(item), mode="eval").body for item in wrappers)], ast.Load()
+    )
     factory = ast.FunctionDef(
         name="__factory__",
         args=ast.arguments([], [ast.arg(name) for name in cells], None, [], [], None, []),
-        body=[function, ast.Return(ast.Name(function.name, ast.Load()))],
+        body=[function, ast.Return(defined)],
         decorator_list=[],
     )
     module = ast.fix_missing_locations(ast.Module([factory], []))
     try:
         code = compile(module, filename, "exec", dont_inherit=True)
-        defined: dict[str, Any] = {}
-        exec(code, namespace, defined)  # noqa: S102 - running it is its purpose; the sandbox is the boundary
-        made: types.FunctionType = defined["__factory__"](*(None for _ in cells))
+        made: dict[str, Any] = {}
+        exec(code, namespace, made)  # noqa: S102 - running it is its purpose; the sandbox is the boundary
+        inner, *decorators = made["__factory__"](*map(_content, cells.values()))
+        inner = _with_cells(inner, cells)
+        inner.__module__, inner.__qualname__ = original.__module__, original.__qualname__
+        wrapped = functools.reduce(lambda within, decorate: decorate(within), reversed(decorators), inner)
+        _bind_own_name(inner, wrapped)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise syntax_error(source, error) from error
     except Exception as error:  # defaults and annotations are evaluated when the function is defined
         raise TraceError(f"the code raised while its function was defined: ({type(error).__name__}) {error}") from error
-    made = _with_cells(made, cells)
-    made.__module__, made.__qualname__ = original.__module__, original.__qualname__
+    if _layers(wrapped) != layers:
+        raise TraceError(f"what wraps {function.name} does not stand above it as decorators, so its code can't be trainable")
     lines = source.splitlines(keepends=True)
     linecache.cache[filename] = (len(source), None, lines, filename)
-    weakref.finalize(made, linecache.cache.pop, filename, None).atexit = False
-    return made
+    weakref.finalize(inner, linecache.cache.pop, filename, None).atexit = False
+    return wrapped
+
+
+def _content(cell: types.CellType) -> Any:
+    """What decorators and defaults see of a variable around: nothing yet, for some."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _with_cells(made: types.FunctionType, cells: Mapping[str, types.CellType]) -> types.FunctionType:
@@ -180,9 +223,13 @@ def _with_cells(made: types.FunctionType, cells: Mapping[str, types.CellType]) -
     closure = tuple(cells.get(name, own) for name, own in zip(made.__code__.co_freevars, made.__closure__, strict=True))
     bound = types.FunctionType(made.__code__, made.__globals__, made.__name__, made.__defaults__, closure)
     bound.__kwdefaults__, bound.__annotations__, bound.__doc__ = made.__kwdefaults__, made.__annotations__, made.__doc__
-    if made.__name__ in made.__code__.co_freevars:  # recursion must reach the function with the right cells
-        closure[made.__code__.co_freevars.index(made.__name__)].cell_contents = bound
     return bound
+
+
+def _bind_own_name(function: types.FunctionType, wrapped: Callable[..., Any]) -> None:
+    """Recursion is to `wrapped`: the function with the right cells and decorators."""
+    if function.__closure__ is not None and function.__name__ in function.__code__.co_freevars:
+        function.__closure__[function.__code__.co_freevars.index(function.__name__)].cell_contents = wrapped
 
 
 def commented(source: str, comments: Mapping[int | None, str], first: int = 1) -> str:

@@ -473,6 +473,38 @@ def test_other_decorators_may_stand_above_and_below():
     assert above(1).data == 2
 
 
+def test_code_below_other_decorators_is_trained_and_stays_decorated():
+    step = 100
+
+    def plus(amount):
+        def decorate(function):
+            @functools.wraps(function)
+            def inner(*args):
+                return function(*args) + amount
+
+            return inner
+
+        return decorate
+
+    @bundle(trainable=True)
+    @plus(amount=step)
+    @plus(1)
+    def count(x):
+        """Doc."""
+        return 0 if x == 0 else 1000 + count(x - 1)
+
+    assert count.parameter.data.startswith("def count(x):"), "the function's own source, not the wrapper's"
+    assert count(node(1)).data == 101 + 1101
+    count.parameter._set(count.parameter.data.replace("1000", "2000"))
+    assert count(node(1)).data == 101 + 2101, "recursion goes through the decorators, too"
+    count.parameter._set(count.parameter.data.replace("2000", "1 / 0"))
+    with pytest.raises(ZeroDivisionError) as raised:
+        count(node(1))
+    assert "1 / 0 + count(x - 1)  # <-- (ZeroDivisionError)" in raised.value.exception_node.create_feedback("full")
+    with pytest.raises(TraceError, match="does not stand above it as decorators"):
+        bundle(trainable=True)(functools.lru_cache(count._fun.__wrapped__.__wrapped__))
+
+
 def test_functions_can_be_bundled_inline_also_lambdas_and_builtins():
     assert bundle()(lambda x: x + 1)(1).data == 2
     assert bundle("[length]")(len)(node([1, 2])).data == 2
