@@ -5,14 +5,12 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
-import subprocess
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from brokers import Mosquitto
 from hypothesis import settings
 from processes import alive
 
@@ -25,51 +23,6 @@ from agentd.spec import AgentSpec
 settings.register_profile("quick", deadline=None)
 settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
-
-CONFIGURATION = """
-listener {port} 127.0.0.1
-allow_anonymous true
-persistence false
-set_tcp_nodelay true
-log_type error
-"""
-
-
-class Mosquitto:
-    """A broker in a folder of its own that can be killed, frozen and started again on the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.url = f"mqtt://127.0.0.1:{self.port}"
-        self._configuration = folder / "mosquitto.conf"
-        self._configuration.write_text(CONFIGURATION.format(port=self.port))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", str(self._configuration)])
-        limit = time.monotonic() + 20
-        while time.monotonic() < limit:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            time.sleep(0.02)
-        raise TimeoutError("mosquitto did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an action: the next observation, and whether it was the last.
 
     `tick` is the plant's count of it (a lost message leaves a gap). `received_at` is the clock's monotonic time of its arrival: the
-    deadline of the answer counts from there. `fallback` says that the plant did not get the action and used its own.
+    deadline of the answer counts from there. `fallback` says that the plant did not get the action, or not to its end, and used another.
+    `stale` says that this is an old observation, and nothing newer came within the dead man's limit: it is answered safely.
     """
 
     observation: Value
@@ -34,6 +35,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     tick: int = 0
     received_at: float = 0.0
     fallback: bool = False
+    stale: bool = False
 
     @property
     def last(self) -> bool:

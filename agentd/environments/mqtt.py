@@ -7,27 +7,17 @@ observation that can't be used but asks for an action gets the safe one.
 
 import asyncio
 import contextlib
-import json
-import random
-from collections.abc import AsyncIterator
-from typing import Literal, Self
+from typing import Literal, Unpack
 
 import aiomqtt
 import msgspec
-from paho.mqtt import client as mqtt
 
-from agentd.clock import Clock
-from agentd.device import Inbox, backoff, connection_arguments, end_task
-from agentd.environments.contract import Change, Counters, Joined, Left, Linked
+from agentd.device.connection import subscribe
+from agentd.environments.contract import Joined, Left
 from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice
-from agentd.errors import PlantError
-from agentd.records import Space, Value
-from agentd.spec import MqttSection
+from agentd.environments.mqtt_link import MAX_DEVICES, LinkOptions, MqttLink
 
-MAX_DEVICES = 1000
 _HEARTBEAT = 1.0
-_PUBLISH_TIMEOUT = 2.0
-_MAX_ANSWERS = 256
 
 
 class _Status(msgspec.Struct):
@@ -41,196 +31,41 @@ class _Status(msgspec.Struct):
     seedable: bool = False
 
 
-class MqttEnvironment(Carrier):
-    """The devices of `agent` on one broker. Entering starts connecting and doesn't wait for it."""
+class MqttEnvironment(MqttLink, Carrier):
+    """The devices of `agent` on one broker that speak agentd's protocol."""
 
-    def __init__(
-        self,
-        *,
-        agent: str,
-        session: str,
-        broker: str,
-        settings: MqttSection,
-        spaces: tuple[Space, Space],
-        safe_action: Value,
-        clock: Clock,
-        generator: random.Random,
-    ) -> None:
-        self.counters = Counters()
-        self.observation_space, self.action_space = spaces
-        self.safe_action = safe_action
-        self.session = session
-        self.settings = settings
-        self.clock = clock
-        try:
-            self._connection_arguments = connection_arguments(broker)
-        except ValueError as error:
-            raise PlantError(str(error)) from error
-        self._agent = agent
-        self._random = generator
-        self._agent_topic = f"{settings.prefix}/v1/agents/{agent}"
-        self._devices_topic = f"{settings.prefix}/v1/devices"
-        self._status = "starting"
-        self._client: aiomqtt.Client | None = None
+    def __init__(self, **options: Unpack[LinkOptions]) -> None:
+        super().__init__(**options)
+        self._devices_topic = f"{self.settings.prefix}/v1/devices"
         self._devices: dict[str, MqttDevice] = {}
         self._silent: dict[str, _Status] = {}
-        self._changes: asyncio.Queue[Change] = asyncio.Queue(4 * MAX_DEVICES)
-        self._group: asyncio.TaskGroup | None = None
-        self._running: asyncio.Task[None] | None = None
-        self._answers = 0
-        self._flushing = False
-        self._congested = False
-        """The network didn't take all that the last turn had for it."""
 
-    async def __aenter__(self) -> Self:
-        self._running = asyncio.create_task(self._run(), name=f"mqtt-{self._agent}")
-        return self
+    async def _begin(self, client: aiomqtt.Client) -> None:
+        for device in list(self._devices.values()):
+            await self._subscribe(client, device.id)
+            device.heard()
+        await subscribe(client, [(f"{self._devices_topic}/+/up/status", 1)])
 
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Disconnect, without last will. Waits for the connection's end, which is limited by the client's time-out."""
-        if self._running is not None:
-            await end_task(self._running)
+    def _close(self) -> None:
         for device in self._devices.values():
             device.leave("disconnected")
-
-    @property
-    def connected(self) -> bool:
-        """Whether devices can be reached now."""
-        return self._client is not None
-
-    async def changes(self) -> AsyncIterator[Change]:
-        """Devices as they join and leave, as the contract says."""
-        while True:
-            yield await self._changes.get()
-
-    async def announce(self, status: str) -> None:
-        """Tell the devices what the agent does."""
-        self._status = status
-        with contextlib.suppress(aiomqtt.MqttError):
-            await self._announce()
-
-    # --- the connection -----------------------------------------------------------------------------------------------
-
-    async def _run(self) -> None:
-        """Keep the connection, whatever ends it: without one the devices have only their own fallback."""
-        attempt = 0
-        while True:
-            reason = ""
-            try:
-                async with asyncio.TaskGroup() as self._group:
-                    self._group.create_task(self._watch(), name=f"mqtt-{self._agent}-watch")
-                    await self._converse()
-            except* aiomqtt.MqttError as errors:
-                reason = str(errors.exceptions[0]) or "disconnected"
-            except* Exception as errors:  # noqa: BLE001 - a fault of ours or of a library costs one connection, never control for good
-                reason = repr(errors.exceptions[0])
-                self.counters.dropped["link_faults"] += 1
-            finally:
-                was_connected, self._client = self._client is not None, None
-                self._group = None
-            attempt = 0 if was_connected else attempt + 1
-            if attempt <= 1:
-                self._note(Linked(connected=False, reason=reason))
-            await asyncio.sleep(backoff(attempt, self._random))
-
-    async def _converse(self) -> None:
-        """One connection. Raises MqttError when it ends."""
-        async with self._new_client() as client:
-            self._client = client  # before anything is heard: a device that joins now is subscribed to, and commanded, at once
-            for device in list(self._devices.values()):
-                await self._subscribe(client, device.id)
-                device.heard()
-            await client.subscribe(f"{self._devices_topic}/+/up/status", qos=1)
-            await self._announce()
-            await self._describe()
-            self._note(Linked(connected=True))
-            async for _ in client.messages:  # messages go to `_hear`; this only ends, by an error, with the connection
-                pass
-
-    def _new_client(self) -> aiomqtt.Client:
-        lost = json.dumps({"status": "lost", "session": self.session})
-        return aiomqtt.Client(
-            **self._connection_arguments,
-            identifier=f"agentd-agent-{self._agent}-{self.session}",
-            will=aiomqtt.Will(f"{self._agent_topic}/status", lost, qos=1, retain=True),
-            queue_type=Inbox.type_for(self._hear),
-            keepalive=5,
-            timeout=5.0,
-        )
 
     async def _subscribe(self, client: aiomqtt.Client, device: str) -> None:
         topic = f"{self._devices_topic}/{device}/up"
         # each with its own quality: a subscription with QoS 1 would make some brokers acknowledge every observation
-        await client.subscribe([(f"{topic}/observation", 0), (f"{topic}/heartbeat", 0), (f"{topic}/response", 1)])
-
-    async def _announce(self) -> None:
-        if self._client is not None:
-            status = json.dumps({"status": self._status, "session": self.session})
-            await self._client.publish(f"{self._agent_topic}/status", status, qos=1, retain=True)
-
-    async def _describe(self) -> None:
-        if self._client is not None:
-            description = msgspec.json.encode(
-                {
-                    "protocol": 1,
-                    "observation_space": self.observation_space,
-                    "action_space": self.action_space,
-                    "pace": self.settings.pace,
-                    "deadline_ms": self.settings.deadline_ms,
-                    "safe_action": self.safe_action,
-                }
-            )
-            await self._client.publish(f"{self._agent_topic}/description", description, qos=1, retain=True)
+        await subscribe(client, [(f"{topic}/observation", 0), (f"{topic}/heartbeat", 0), (f"{topic}/response", 1)])
 
     async def publish(self, device: str, topic: str, payload: bytes, qos: int = 0) -> bool:
         """Publish under a device's topics; False when the broker is out of reach. The carrier's part for MqttDevice."""
-        if self._client is None:
-            return False
-        try:
-            await self._client.publish(f"{self._devices_topic}/{device}/{topic}", payload, qos=qos, timeout=_PUBLISH_TIMEOUT)
-        except aiomqtt.MqttError:
-            return False
-        self.counters.messages["out"] += 1
-        return True
+        return await self._publish(f"{self._devices_topic}/{device}/{topic}", payload, qos)
 
     def send(self, device: str, action: bytes) -> bool:
-        """Hand an action to the network in this turn of the event loop, or not at all: behind what it doesn't take it would grow old."""
-        if self._client is None:
-            return False
-        wire = self._client._client  # noqa: SLF001 - aiomqtt's publish waits even for QoS 0: a task, a timer, a poll of the socket
-        if self._congested and wire.want_write():
-            self.counters.dropped["congested"] += 1
-            return False
-        if wire.publish(f"{self._devices_topic}/{device}/down/action", action).rc != 0:
-            return False
-        if not self._flushing:
-            self._flushing = True
-            # after aiomqtt's own callback, that has the loop watch the socket: when this closes it, nothing may begin to watch it later
-            asyncio.get_running_loop().call_soon(self._flush, wire)
-        self.counters.messages["out"] += 1
-        return True
-
-    def _flush(self, wire: mqtt.Client) -> None:
-        self._flushing = False
-        wire.loop_write()
-        self._congested = wire.want_write()
+        """Hand an action to the network in this turn of the event loop, or not at all."""
+        return self._send(f"{self._devices_topic}/{device}/down/action", action)
 
     def publish_soon(self, device: str, topic: str, payload: bytes) -> None:
         """Publish from where messages arrive, which can't wait."""
-        if self._group is None or self._client is None or self._answers >= _MAX_ANSWERS:
-            self.counters.dropped["unanswered"] += 1
-            return
-        self._answers += 1
-        self._group.create_task(self._answer(device, topic, payload), name=f"mqtt-{self._agent}-answer")
-
-    async def _answer(self, device: str, topic: str, payload: bytes) -> None:
-        try:
-            await self.publish(device, topic, payload)
-        finally:
-            self._answers -= 1
+        self._publish_soon(f"{self._devices_topic}/{device}/{topic}", payload)
 
     async def _watch(self) -> None:
         """Send the agent's heartbeats, and miss the devices': a hung process keeps its TCP connection."""
@@ -327,9 +162,3 @@ class MqttEnvironment(Carrier):
         del self._devices[device.id]
         device.leave(reason)
         self._note(Left(device.id, reason))
-
-    def _note(self, change: Change) -> None:
-        try:
-            self._changes.put_nowait(change)
-        except asyncio.QueueFull:
-            self.counters.dropped["changes"] += 1

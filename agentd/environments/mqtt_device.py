@@ -107,6 +107,10 @@ class MqttDevice:
         self._waiter: asyncio.Future[None] | None = None
         self._silent_at = math.inf
         """When whoever waits for an observation gives up."""
+        self._safe_at = math.inf
+        """When the plant gets the safe action because nothing was heard of it."""
+        self._braked = False
+        self._wakes_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     # --- for the environment ------------------------------------------------------------------------------------------
@@ -237,6 +241,23 @@ class MqttDevice:
             self._carrier.send(self.id, payload)
         return await self._next()
 
+    def send(self, action: Value, *, revision: str, safe: bool) -> bool:
+        """Give the plant an action on its newest observation, and don't wait for what comes of it. False when the network takes none.
+
+        The same observation may be answered again: at a fixed rate of actions there may be several of them for one.
+        """
+        if self._episode is None or self._newest < 0:
+            return False
+        self._answered = self._newest
+        return self._carrier.send(self.id, self._action(self._episode, self._newest, action, revision=revision, safe=safe))
+
+    def newest(self) -> Transition | None:
+        """What came since it was last asked for, or None. Raises PlantLost."""
+        self._check()
+        if self._begun is not None:
+            raise PlantLost(f"{self.id} began another episode", reason="superseded")
+        return self._take() if self._arrivals else None
+
     async def begun(self) -> Begun:
         """Wait for an episode that the device begins by itself."""
         while self._begun is None:
@@ -274,20 +295,37 @@ class MqttDevice:
     def _watch(self) -> None:
         """The dead-man timer: one per device, armed anew when it fires and not at each tick."""
         self._timer = None
-        if self._carrier.clock.monotonic() >= self._silent_at:
+        now = self._carrier.clock.monotonic()
+        if now >= self._safe_at:
+            self._safe_at = math.inf
+            self._brake()
+        if now >= self._silent_at:
             self._wake()
         elif self._silent_at < math.inf:
             self._arm()
 
+    def _brake(self) -> None:
+        """Answer the last observation again, safely: perhaps its answer was lost, and the plant still does what it did before."""
+        if self._episode is not None and self._newest >= 0:
+            self._braked = True
+            self._carrier.counters.safe_actions["dead_man"] += 1
+            self._carrier.send(self.id, self._action(self._episode, self._newest, self._carrier.safe_action, revision="", safe=True))
+
     def _arm(self) -> None:
-        remaining = max(0.0, self._silent_at - self._carrier.clock.monotonic())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = min(self._silent_at, self._safe_at)
+        remaining = max(0.0, self._wakes_at - self._carrier.clock.monotonic())
         self._timer = asyncio.get_running_loop().call_later(remaining, self._watch)
 
     async def _next(self) -> Transition:
         """The newest observation of the episode. What came between is counted; its rewards are not lost."""
-        timeout = self._carrier.settings.observation_timeout
-        self._silent_at = self._carrier.clock.monotonic() + timeout
-        if self._timer is None:
+        timeout, dead_man = self._carrier.settings.observation_timeout, self._carrier.settings.dead_man_ms
+        now = self._carrier.clock.monotonic()
+        self._silent_at = now + timeout
+        if dead_man is not None:
+            self._safe_at = now + dead_man / 1000.0
+        if self._timer is None or self._wakes_at > min(self._silent_at, self._safe_at):
             self._arm()
         try:
             while not self._arrivals:
@@ -300,7 +338,10 @@ class MqttDevice:
                     raise PlantLost(f"{self.id} sent no observation in {timeout:g} s", reason=reason)
                 await self._wait()
         finally:
-            self._silent_at = math.inf
+            self._silent_at = self._safe_at = math.inf
+        return self._take()
+
+    def _take(self) -> Transition:
         newest = self._arrivals.pop()
         if self._arrivals:
             self._carrier.counters.dropped["superseded"] += len(self._arrivals)
@@ -308,6 +349,9 @@ class MqttDevice:
             reward = sum(earlier, newest.reward or 0.0) if earlier else newest.reward
             newest = msgspec.structs.replace(newest, reward=reward, fallback=True)
             self._arrivals.clear()
+        if self._braked:
+            self._braked = False
+            newest = msgspec.structs.replace(newest, fallback=True)
         if newest.last:
             self._episode = None
         return newest

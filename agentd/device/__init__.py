@@ -16,20 +16,34 @@ The protocol is written down in docs/devices.md.
 import asyncio
 import collections
 import contextlib
-import functools
 import inspect
 import json
+import logging
 import random
 import secrets
-import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal
 
 import aiomqtt
+
+from .connection import (  # relative: this folder can be copied to a robot
+    STABLE_AFTER,
+    Broker,
+    Inbox,
+    Reports,
+    backoff,
+    connected,
+    connection_arguments,
+    end_task,
+    subscribe,
+    words,
+)
+
+__all__ = ["Applied", "Broker", "Device", "Outcome", "SourceOfAction", "backoff", "connection_arguments"]
+
+_logger = logging.getLogger("agentd.device")
 
 Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
 """What a step returns: observation, reward, terminated, truncated, info; as in Gymnasium."""
@@ -50,53 +64,6 @@ class Applied:
     source: SourceOfAction
     revision: str
     waited: float
-
-
-def connection_arguments(broker: str) -> dict[str, Any]:
-    """`mqtt://[user:password@]host[:port]` (or `mqtts://`) as arguments of `aiomqtt.Client`. Raises ValueError for other addresses."""
-    address = urlsplit(broker)
-    if address.scheme not in {"mqtt", "mqtts"} or not address.hostname:
-        raise ValueError("a broker's address has the form mqtt://host:port or mqtts://user:password@host:port")
-    secure = address.scheme == "mqtts"
-    return {
-        "hostname": address.hostname,
-        "port": address.port or (8883 if secure else 1883),
-        "username": unquote(address.username) if address.username else None,
-        "password": unquote(address.password) if address.password else None,
-        "tls_context": ssl.create_default_context() if secure else None,
-        # small messages that wait for each other: Nagle's algorithm would add 40 ms to a tick
-        "socket_options": ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
-    }
-
-
-def backoff(attempt: int, generator: random.Random, *, first: float = 0.1, cap: float = 5.0) -> float:
-    """Seconds to wait before attempt number `attempt` (from 0): exponential, capped, with full jitter against stampedes."""
-    limit: float = min(cap, first * 2.0 ** min(attempt, 16))
-    return generator.uniform(limit / 2, limit)
-
-
-async def end_task(task: "asyncio.Task[None]") -> None:
-    """Cancel a task until it has ended: `asyncio.wait_for` of Python 3.11, which aiomqtt uses, can swallow a cancellation."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.5)
-
-
-class Inbox(asyncio.Queue[aiomqtt.Message]):
-    """A queue for aiomqtt that hands each message over where it arrives, so that nothing grows old in it and nothing can fill it."""
-
-    def __init__(self, maxsize: int = 0, *, handle: Callable[[aiomqtt.Message], None]) -> None:
-        super().__init__(maxsize)
-        self._handle = handle
-
-    def put_nowait(self, item: aiomqtt.Message) -> None:
-        """Hand a message over."""
-        self._handle(item)
-
-    @classmethod
-    def type_for(cls, handle: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
-        """What `aiomqtt.Client(queue_type=...)` takes."""
-        return cast("type[asyncio.Queue[aiomqtt.Message]]", functools.partial(cls, handle=handle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +103,7 @@ class Device:
     """A plant behind MQTT. `run()` serves until it is cancelled or `stop()` is called.
 
     Args:
-        broker: `mqtt://` or `mqtts://` address.
+        broker: `mqtt://` or `mqtts://` address, with TLS files, password file and protocol version as `Broker.parse` says.
         name: the device's name, unique on the broker: a topic level, so without `/`, `+` and `#`.
         agent: the agent that shall drive it.
         on_reset: called with a seed (or None), returns the first observation. Callbacks may be async.
@@ -147,6 +114,9 @@ class Device:
         begin_after: seconds without a command after which the device begins an episode by itself (None: never).
         accepts: a last check of an action before it is applied; what it refuses counts as no action.
         log: called with what was applied at each tick.
+        max_payload: bytes above which a message is dropped unread.
+
+    Raises ValueError for a name or an address that is none.
     """
 
     def __init__(
@@ -168,6 +138,7 @@ class Device:
         labels: Mapping[str, str] | None = None,
         seedable: bool = True,
         heartbeat: float = 1.0,
+        max_payload: int = 65_536,
         generator: random.Random | None = None,
     ) -> None:
         if not name or any(character in name for character in "/+#"):
@@ -175,7 +146,9 @@ class Device:
         self.name = name
         self.session = ""
         self.counts: collections.Counter[str] = collections.Counter()
-        self._connection_arguments = connection_arguments(broker)
+        self.trouble = ""
+        """Why there is no connection, in words; empty while there is one."""
+        self._broker = Broker.parse(broker)
         self._agent = agent
         self._on_reset = on_reset
         self._on_step = on_step
@@ -190,6 +163,7 @@ class Device:
         self._labels = dict(labels or {})
         self._seedable = seedable
         self._heartbeat = heartbeat
+        self._max_payload = max_payload
         self._random = generator or random.Random()  # noqa: S311 - jitter, no secret
         self._client: aiomqtt.Client | None = None
         self._reset: _Reset | None = None
@@ -330,31 +304,47 @@ class Device:
         while True:
             # a session is one life of the connection: answers to an older one are recognised and dropped
             self.session = secrets.token_hex(8)
+            reports = Reports()
+            opened_at = time.monotonic()
             try:
-                async with self._new_client() as client:
-                    await client.subscribe([(f"{self._topic}/down/action", 0), (f"{self._topic}/down/command", 1)])
-                    self._client = client
-                    await self._say("up/status", self._ready(), qos=1, retain=True)
-                    attempt = 0
-                    await self._beat(client)
-            except aiomqtt.MqttError:
+                await self._converse(reports)
+            except (aiomqtt.MqttError, ValueError) as error:
                 self.counts["disconnected"] += 1
-            except Exception:  # noqa: BLE001 - whatever is wrong with the network's side, the plant's side goes on
+                self._complain(words(error, reports))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with the network's side, the plant's side goes on
                 self.counts["link_faults"] += 1
+                self._complain(repr(error))
             finally:
                 self._client = None
+            # a broker that takes a connection and drops it at once, as two devices of one name make it, is not asked in a busy loop
+            attempt = 0 if time.monotonic() - opened_at > STABLE_AFTER else attempt + 1
             await asyncio.sleep(backoff(attempt, self._random))
-            attempt += 1
 
-    def _new_client(self) -> aiomqtt.Client:
+    async def _converse(self, reports: Reports) -> None:
+        """One connection. Raises MqttError when it ends, ValueError where a file of the address can't be read."""
+        arguments = await asyncio.to_thread(self._broker.arguments)
+        async with connected(self._new_client(arguments, reports)) as client:
+            await subscribe(client, [(f"{self._topic}/down/action", 0), (f"{self._topic}/down/command", 1)])
+            self._client = client
+            await self._say("up/status", self._ready(), qos=1, retain=True)
+            self.trouble = ""
+            await self._beat(client)
+
+    def _complain(self, reason: str) -> None:
+        if reason != self.trouble:
+            _logger.warning("%s has no broker: %s; it tries again", self.name, reason)
+        self.trouble = reason
+
+    def _new_client(self, arguments: dict[str, Any], reports: Reports) -> aiomqtt.Client:
         lost = {"status": "lost", "session": self.session, "agent": self._agent}
         return aiomqtt.Client(
-            **self._connection_arguments,
+            **arguments,
             identifier=f"agentd-device-{self.name}",
             will=aiomqtt.Will(f"{self._topic}/up/status", json.dumps(lost), qos=1, retain=True),
             queue_type=Inbox.type_for(self._hear),
             keepalive=5,
             timeout=5.0,
+            logger=reports,
         )
 
     def _ready(self) -> dict[str, Any]:
@@ -379,6 +369,9 @@ class Device:
                         pass
 
     def _hear(self, message: aiomqtt.Message) -> None:
+        if len(message.payload) > self._max_payload:
+            self.counts["too_large"] += 1
+            return
         try:
             content = json.loads(message.payload)
             verb = str(message.topic).removeprefix(f"{self._topic}/down/")

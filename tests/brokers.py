@@ -1,0 +1,83 @@
+"""Real brokers for tests, and certificates made on the fly."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+CONFIGURATION = """
+listener {port} 127.0.0.1
+allow_anonymous true
+persistence false
+set_tcp_nodelay true
+log_type error
+"""
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Mosquitto:
+    """A broker in a folder of its own that can be killed, frozen and started again on the same port."""
+
+    def __init__(self, folder: Path, configuration: str = CONFIGURATION) -> None:
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self._configuration = folder / "mosquitto.conf"
+        self._configuration.write_text(configuration.format(port=self.port))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", str(self._configuration)])
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.02)
+        raise TimeoutError("mosquitto did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class Authority:
+    """Signs certificates in a folder of its own."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._key, self.certificate = folder / f"{name}.key", folder / f"{name}.pem"
+        request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        _openssl(*request, "-keyout", str(self._key), "-out", str(self.certificate))
+
+    def sign(self, name: str, *, days: int = 2) -> tuple[Path, Path]:
+        """A certificate and its key for `name` at 127.0.0.1; fewer than 0 days make it expired."""
+        key, request, certificate = (self._folder / f"{name}.{kind}" for kind in ("key", "csr", "pem"))
+        extension = self._folder / f"{name}.ext"
+        extension.write_text("subjectAltName=IP:127.0.0.1\n")
+        asked = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}"]
+        _openssl(*asked, "-keyout", str(key), "-out", str(request))
+        signed = ["x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"]
+        _openssl(*signed, "-days", str(days), "-extfile", str(extension), "-out", str(certificate))
+        return certificate, key
