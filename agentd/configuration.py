@@ -20,6 +20,7 @@ T = TypeVar("T", bound=BaseModel)
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE_UNITS = {"B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+_RATE_UNITS = {"minute": 60.0, "hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 _EXPECTED = {
@@ -72,10 +73,29 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _SIZE_UNITS[match[2]])
 
 
+def parse_rate(text: str) -> tuple[int, float]:
+    """Count and period, seconds, of a text such as "3/day" or "1/12h". Raises ValueError that says what is expected."""
+    count, _, period = text.partition("/")
+    try:
+        seconds = _RATE_UNITS[period.strip()] if period.strip() in _RATE_UNITS else parse_duration(period)
+        if seconds > 0:
+            return int(count), seconds
+    except ValueError:
+        pass
+    raise ValueError(f'should be a number in a time such as "3/day", "1/hour" or "2/12h", not "{text}"')
+
+
 def check_duration(text: str) -> str:
     """Pydantic validator: `text` unchanged if it is a duration longer than nothing."""
     if parse_duration(text) <= 0:
         raise ValueError("should be longer than nothing")
+    return text
+
+
+def check_rate(text: str) -> str:
+    """Pydantic validator: `text` unchanged if it is a rate, of nothing or more."""
+    if parse_rate(text)[0] < 0:
+        raise ValueError("should not be negative")
     return text
 
 

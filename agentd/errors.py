@@ -23,7 +23,8 @@ AgentdError
 │   └── Fenced                a newer daemon owns this runner
 ├── ReleaseError
 │   ├── IllegalTransition     the machine can't go there from here
-│   └── StaleRelease          an operator's decision about a release that has moved on
+│   ├── StaleRelease          an operator's decision about a release that has moved on
+│   └── Held                  the agent is frozen, or in quarantine: nothing may begin or go on
 ├── StoreError
 │   ├── NotFound
 │   ├── Ambiguous             a prefix of more than one id
@@ -193,6 +194,10 @@ class IllegalTransition(ReleaseError):  # noqa: N818 - named as it is spoken of
 
 class StaleRelease(ReleaseError):  # noqa: N818 - named as it is spoken of
     """A decision about a release that is no longer the one in progress."""
+
+
+class Held(ReleaseError):  # noqa: N818 - a state
+    """The agent is frozen or in quarantine: no proposal, release or promotion begins or goes on."""
 
 
 class StoreError(AgentdError):

@@ -423,6 +423,8 @@ class PairPlan(Record, frozen=True):
     candidate: str
     seed: int | None = None
     drawn_at: float = 0.0
+    anchored: bool = False
+    """The reference is the release's anchor instead of the stable revision."""
 
 
 class Pair(Record, frozen=True):
@@ -538,6 +540,19 @@ class Change(Record, frozen=True):
     reason: str = ""
 
 
+class Screening(Record, frozen=True):
+    """What the replay of recorded steps showed of a candidate before it met the plant: evidence for who approves it."""
+
+    episodes: int = 0
+    ticks: int = 0
+    differing: int = 0
+    """Ticks at which it acts otherwise than what the plant got."""
+    invalid: int = 0
+    """Ticks at which its action is outside the envelope."""
+    max_latency: float = 0.0
+    """Seconds from an observation to its action, the longest."""
+
+
 class ReleaseKind(enum.StrEnum):
     """What a release is for. PROBE asks after an alarm whether the last good revision is still better than the current one."""
 
@@ -596,6 +611,8 @@ class Release(Record, frozen=True):
     fleet: dict[str, Exposure] = {}
     """The devices that were exposed so far, by id; they stay exposed, or withdrawn, for the release's whole life."""
     history: tuple[Change, ...] = ()
+    screening: Screening | None = None
+    """None before it was screened, and for a probe, whose revisions have both served."""
 
     @property
     def difference(self) -> float | None:
@@ -642,6 +659,25 @@ class Watch(Record, frozen=True):
     recent: tuple[float, ...] = ()
 
 
+class Hold(Record, frozen=True):
+    """Somebody, or a rule, keeps an agent's releases from going on."""
+
+    at: float
+    who: str
+    reason: str = ""
+
+
+class Conflict(Record, frozen=True):
+    """A learned value whose default in the source has changed since it was learned: its author says which one holds (`agentd rebase`)."""
+
+    path: str
+    base: Value
+    """The default that it was learned from."""
+    learned: Value
+    source: Value
+    """The default in the source that runs now; it serves until this is settled."""
+
+
 class AgentState(Record, frozen=True):
     """What the daemon knows of an agent and commits before it acts: the routes follow it, never the other way round."""
 
@@ -669,6 +705,24 @@ class AgentState(Record, frozen=True):
     updated_at: float = 0.0
     parameters: tuple[Parameter, ...] = ()
     """The trainable parameters of `source`, as its worker found them: whoever reads the store shows values beside these defaults."""
+    frozen: Hold | None = None
+    """An operator's freeze: no proposal, release or promotion begins or goes on. The watch may still roll back."""
+    quarantine: Hold | None = None
+    """It rolled back too often: as `frozen`, until an operator lifts it."""
+    lifted_at: float = 0.0
+    """When the last quarantine was lifted: rollbacks before that no longer count."""
+    conflicts: tuple[Conflict, ...] = ()
+    """Learned values that a changed source puts in question."""
+    passed_over: str = ""
+    """Digest of the source in the agent's folder while an older one serves, because that is what was rolled back to."""
+
+    @property
+    def held(self) -> str:
+        """What keeps releases from going on, in words; empty if nothing does."""
+        for word, hold in (("frozen", self.frozen), ("quarantined", self.quarantine)):
+            if hold is not None:
+                return f"{word} by {hold.who}" + (f": {hold.reason}" if hold.reason else "")
+        return ""
 
 
 # --- what happened --------------------------------------------------------------------------------------------------

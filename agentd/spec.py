@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 
-from agentd.configuration import Section, check_duration, check_size, parse_duration, parse_size, read_toml, validate
+from agentd.configuration import (
+    Section,
+    check_duration,
+    check_rate,
+    check_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    read_toml,
+    validate,
+)
 from agentd.environment_spec import (
     DatasetSection,
     EnvironmentKind,
@@ -36,6 +46,7 @@ __all__ = [
     "load_agent",
     "metric_record",
     "parse_duration",
+    "parse_rate",
     "parse_size",
     "release_settings",
     "space_record",
@@ -44,6 +55,8 @@ __all__ = [
 
 Duration = Annotated[str, AfterValidator(check_duration)]
 """A text such as "24h"; `parse_duration` gives its seconds."""
+Rate = Annotated[str, AfterValidator(check_rate)]
+"""A text such as "3/day"; `parse_rate` gives its count and period."""
 Size = Annotated[str, AfterValidator(check_size)]
 """A text such as "256MiB"; `parse_size` gives its bytes."""
 
@@ -128,7 +141,8 @@ def _margin_mistakes(table: Mapping[str, Any], *, default: float | None = None) 
 def _check_metrics(metrics: tuple[MetricSection, ...]) -> tuple[MetricSection, ...]:
     if not metrics:
         raise ValueError("should have at least one metric, the score")
-    if rules := sorted(RULES & metrics[0].model_fields_set):
+    score = metrics[0].model_dump(include=set(RULES), exclude_defaults=True)  # a runner is told of the defaults as well
+    if rules := sorted(score):
         raise ValueError(f"should not have {', '.join(rules)} in the first: of the score [release] says it")
     names = [metric.name for metric in metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -213,14 +227,17 @@ class ReleaseSection(Section):
     ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_check_ramp)] = (0.05, 0.25, 0.5)
     step_pairs: Annotated[int, Field(ge=1)] = 2
     stratify: tuple[str, ...] = ()
+    max_promotions: Rate = "24/day"
+    """Of those that evidence decides: a candidate beyond them waits before its canary. An operator's are not limited."""
 
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """A margin where none is used, none where one is needed, or one that no difference could reach."""
         wanted = table.get("goal") == Goal.NO_WORSE
-        if wanted and "margin" not in table:
+        margin = table.get("margin")
+        if wanted and margin is None:
             yield "margin", 'required for goal "no_worse": how much worse a candidate may be, as a share of the range'
-        elif not wanted and "margin" in table:
+        elif not wanted and margin is not None:
             yield "margin", 'only for goal "no_worse"'
         yield from _margin_mistakes(table)
 
@@ -262,6 +279,10 @@ class GuardrailsSection(Section):
 
     error_rate: ErrorRateSection = ErrorRateSection()
     deadline_misses_per_episode: Annotated[int, Field(ge=0)] = 3
+    max_rollbacks: Rate = "3/day"
+    """More rollbacks by the watch than this put the agent into quarantine (restart intensity, as supervisors have it)."""
+    quarantine: Literal["serve", "safe"] = "serve"
+    """In quarantine: serve the revision that was rolled back to, or begin no more episodes."""
     action_limits: Annotated[
         Annotated[Literal["space"], Tag("space")] | Annotated[ActionLimitsSection, Tag("written out")], Discriminator(_limits_form)
     ] = "space"
@@ -375,6 +396,10 @@ def load_agent(folder: Path) -> tuple[AgentSpec, Source]:
         entrypoint = _table(data, section).get("entrypoint")
         if isinstance(entrypoint, str):
             found.extend(check_entrypoint(entrypoint, files, file=str(path), folder=folder, key=f"{section}.entrypoint", wanted=wanted))
+    brake = _table(_table(data, "environment"), "safe_action").get("entrypoint")
+    if isinstance(brake, str):
+        key = "environment.safe_action.entrypoint"
+        found.extend(check_entrypoint(brake, files, file=str(path), folder=folder, key=key, wanted="a function"))
     if spec is None or environment is None or found:
         raise SpecError(found)
     hashed = {
