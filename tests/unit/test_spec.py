@@ -127,6 +127,14 @@ def test_rules_that_can_not_be_kept_are_mistakes(folder, text, key, said) -> Non
     assert said in folder.mistakes()[key]
 
 
+def test_a_spec_that_was_written_out_for_a_runner_is_read_as_the_same(folder) -> None:
+    folder.edit("range = [0.0, 1.0]", "range = [0.0, 1.0]\n[[metrics]]\nname = 'energy'\nmargin = 0.1")
+    for text in ("", "[release]\ngoal = 'no_worse'\nmargin = 0.02\n"):
+        folder.append(text)
+        spec, _ = folder.load()
+        assert AgentSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
 def test_the_score_s_rules_belong_to_the_release_and_several_metrics_need_a_judge(folder) -> None:
     folder.edit("range = [0.0, 1.0]", "margin = 0.1\n[[metrics]]\nname = 'energy'")
     folder.edit('[feedback]\nentrypoint = "feedback:explain"', "")
