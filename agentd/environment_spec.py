@@ -40,9 +40,30 @@ class MqttSection(Section):
     broker: str | None = None
     prefix: str = "agentd"
     pace: Literal["device"] = "device"
+    """An action for each observation, unless `rate_hz` says otherwise."""
+    rate_hz: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """So many actions a second, each from the newest observation."""
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    dead_man_ms: Annotated[float, Field(gt=0)] | None = None
+    """Without a fresh observation for so long the plant gets the safe action. None: only `observation_timeout` counts."""
     observation_timeout: Seconds = 5.0
+    episode_ticks: Annotated[int, Field(ge=1)] | None = None
+    """For a plant that is never reset: after so many ticks an episode ends and the next one begins, in the middle of its life."""
+    realtime: bool = False
+    """Let the runner go before everything else on its machine (SCHED_FIFO), where it may."""
     max_payload: Annotated[int, Field(ge=64)] = 65_536
+
+    @classmethod
+    def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Two paces at once, and times that don't fit into each other."""
+        rate, deadline, dead_man = (_number(table.get(key)) for key in ("rate_hz", "deadline_ms", "dead_man_ms"))
+        if rate is not None and "pace" in table:
+            yield "rate_hz", 'not together with pace = "device": either the device asks for each action, or they come at a fixed rate'
+        if rate is not None and rate > 0 and deadline is not None and deadline > 1000.0 / rate:
+            yield "deadline_ms", f"should not be longer than a tick, which is {1000.0 / rate:g} ms at rate_hz = {rate:g}"
+        timeout = _number(table.get("observation_timeout", 5.0))
+        if dead_man is not None and timeout is not None and dead_man > 1000.0 * timeout:
+            yield "dead_man_ms", f"should not be longer than observation_timeout, which is {timeout:g} s"
 
 
 class DatasetSection(Section):
@@ -91,6 +112,10 @@ class SafeActionSection(Section):
     """`[environment.safe_action]`: what the plant gets when the policy is late, wrong or dead."""
 
     value: Any = None
+    entrypoint: str | None = None
+    """A function of the observation in this folder, such as "controller:brake". Where it gives nothing usable, the value is used."""
+    deadline_ms: Annotated[float, Field(gt=0)] = 2.0
+    """What the function gets of the time in which an action is due."""
     recovery: Literal["latch", "resume"] = "resume"
 
 
@@ -120,6 +145,7 @@ class EnvironmentSection(Section):
         """What each kind needs, and a safe action outside the action space."""
         safe_action = table.get("safe_action")
         value = safe_action.get("value") if isinstance(safe_action, Mapping) else None
+        yield from _time_mistakes(table)
         yield from _kind_mistakes(table, value)
         if "folder" in table:
             yield "folder", "not to be written: it is the folder of this file"
@@ -130,6 +156,22 @@ class EnvironmentSection(Section):
         outside = None if value is None else why_outside(space_record(section), value)
         if outside is not None:
             yield "safe_action.value", f"{outside}: that is the action space"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _time_mistakes(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Times of several sections that don't fit into each other."""
+    mqtt, safe_action = (section if isinstance(section := table.get(key), Mapping) else {} for key in ("mqtt", "safe_action"))
+    if "episode_ticks" in mqtt and "max_steps" in table:
+        yield "max_steps", "not together with mqtt.episode_ticks: a plant that is never reset has no last step"
+    if table.get("kind") == EnvironmentKind.MQTT and safe_action.get("entrypoint"):
+        whole = _number(mqtt.get("deadline_ms", MqttSection().deadline_ms))
+        own = _number(safe_action.get("deadline_ms", SafeActionSection().deadline_ms))
+        if whole is not None and own is not None and own > whole / 2:
+            yield "safe_action.deadline_ms", f"should be at most half of mqtt.deadline_ms, which is {whole:g}: the policy needs time, too"
 
 
 def _kind_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[str, str]]:
