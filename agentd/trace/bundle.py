@@ -18,7 +18,7 @@ from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.hidden import outside
 from agentd.trace.modules import Module
-from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, raise_error
+from agentd.trace.nodes import MessageNode, Node, ParameterNode, error_message, message, raise_error
 from agentd.trace.source import compile_function, error_comment, signature_of, source_of
 
 __all__ = ["BoundFunModule", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle"]
@@ -338,8 +338,6 @@ class FunModule(Module):
         sources = {inspect.unwrap(function).__code__: source for source, (function, _) in self._compiled.items()}
         within = str(error) if isinstance(error, ExecutionError) else ""  # a bundle or operator that was called has said where
         comment = error_comment(error, error_message(error), sources, within)
-        if pending is not None:
-            pending.__class__ = ExceptionNode  # the same slots; the call keeps its place in the graph
         raise_error(form, inputs + hidden, error, comment=comment, traceback="".join(traceback.format_exception(error)), made=pending)
 
 

@@ -21,6 +21,7 @@ else:
     T = TypeVar("T")
 
 _new = object.__new__
+_scope = current.get  # bound once: these are looked up in every operation
 
 
 class Made:
@@ -30,16 +31,15 @@ class Made:
     exception: ClassVar[type[MessageNode]]
 
 
-def message(form: Form, value: Any, inputs: tuple[Any, ...], kind: type[MessageNode] | None = None) -> MessageNode:
+def message(form: Form, value: Any, inputs: tuple[Any, ...]) -> MessageNode:
     """The node of one operation's result, in the current graph. Nodes beyond the form's arguments are hidden inputs."""
-    scope = current.get()
-    made = _new(Made.message if kind is None else kind)
+    scope = _scope()
+    made = _new(Made.message)
     made._data = value
     made._inputs = inputs if scope.tracing else ()
     made._form = form
     made._origin = scope.origin
-    made._name = made._extra = None
-    made._backwarded = None
+    made._name = made._extra = made._backwarded = None
     scope.append(made)
     return made
 
@@ -48,7 +48,7 @@ def adopt(made: MessageNode) -> MessageNode:
     """An operation's result that is itself a node: its value is taken over, and it becomes a hidden input."""
     inner = made._data
     made._data = inner._data
-    if current.get().tracing:
+    if _scope().tracing:
         made._inputs = (*made._inputs, inner)
     return made
 
@@ -97,9 +97,10 @@ def raise_error(
 ) -> NoReturn:
     """Puts `error` into the graph as an ExceptionNode (`made`, where the call has its place already) and raises it as ExecutionError."""
     if made is None:
-        made = message(form, error_message(error), inputs, Made.exception)
+        made = message(form, error_message(error), inputs)
     else:
-        made._data, made._inputs = error_message(error), inputs if current.get().tracing else ()
+        made._data, made._inputs = error_message(error), inputs if _scope().tracing else ()
+    made.__class__ = Made.exception  # the same slots; a call keeps its place in the graph
     extra = made._more()
     extra.description = f"[exception] The operator {form.operator.name} raised an exception."
     if not comment:
@@ -123,30 +124,34 @@ def error_message(error: BaseException) -> str:
     return f"({type(error).__name__}) {error}"
 
 
-def _binary(name: str, *, reflected: bool = False) -> Callable[[Any, Any], Any]:
+def _binary(name: str, *, reflected: bool = False, of_texts: str = "") -> Callable[[Any, Any], Any]:
+    """The method of a binary operator. `of_texts` is what the same is called where the node holds a text."""
     operator = PRIMITIVES[name]
     form, function = operator.form(ARGUMENTS[name]), operator.function
+    text_form = PRIMITIVES[of_texts].form(ARGUMENTS[of_texts]) if of_texts else form
     assert function is not None  # noqa: S101 - every primitive has one; for the type checker
 
     if reflected:
 
         def method(self: AbstractNode, other: Any) -> MessageNode:
-            inputs = (other, self)
+            own, inputs = self._data, (other, self)
+            made_by = text_form if type(own) is str else form
             try:
-                value = function(other._data if isinstance(other, AbstractNode) else other, self._data)
+                value = function(other._data if isinstance(other, AbstractNode) else other, own)
             except Exception as error:  # noqa: BLE001 - whatever the value's class raises becomes a node
-                raise_error(form, inputs, error)
-            return message(form, value, inputs)
+                raise_error(made_by, inputs, error)
+            return message(made_by, value, inputs)
 
     else:
 
         def method(self: AbstractNode, other: Any) -> MessageNode:
-            inputs = (self, other)
+            own, inputs = self._data, (self, other)
+            made_by = text_form if type(own) is str else form
             try:
-                value = function(self._data, other._data if isinstance(other, AbstractNode) else other)
+                value = function(own, other._data if isinstance(other, AbstractNode) else other)
             except Exception as error:  # noqa: BLE001 - whatever the value's class raises becomes a node
-                raise_error(form, inputs, error)
-            return message(form, value, inputs)
+                raise_error(made_by, inputs, error)
+            return message(made_by, value, inputs)
 
     method.__doc__ = operator.description
     return method
@@ -288,13 +293,7 @@ class OperableNode(AbstractNode[T]):
     def __round__(self, n: Any = None) -> MessageNode:
         return apply("round", self, n)
 
-    _add = _binary("add")
-    _concat = _binary("concat")
-
-    def __add__(self, other: Any) -> Any:
-        return self._concat(other) if type(self._data) is str else self._add(other)
-
-    __radd__ = _binary("add", reflected=True)
+    __add__, __radd__ = _binary("add", of_texts="concat"), _binary("add", reflected=True, of_texts="concat")
     __sub__, __rsub__ = _binary("subtract"), _binary("subtract", reflected=True)
     __mul__, __rmul__ = _binary("multiply"), _binary("multiply", reflected=True)
     __matmul__, __rmatmul__ = _binary("matrix_multiply"), _binary("matrix_multiply", reflected=True)
