@@ -37,23 +37,17 @@ class ParameterContainer(NodeContainer):
 
 
 class Seq(UserList[Any], ParameterContainer):
-    """A list of nodes. `Seq(a, b)` or `Seq([a, b])`; plain lists and tuples in it are made Seq, dicts Map."""
+    """A list of nodes: `Seq(a, b)` or `Seq([a, b])`. Parameters are also found in plain lists and dicts within."""
 
     def __init__(self, *args: Any) -> None:
         items: Iterable[Any] = args
         if len(args) == 1 and not isinstance(args[0], Node) and hasattr(args[0], "__len__") and hasattr(args[0], "__getitem__"):
             items = args[0]
-        super().__init__([_contained(item) for item in items])
+        super().__init__(items)
 
 
 class Map(UserDict[Any, Any], ParameterContainer):
-    """A dict of nodes; plain lists and tuples in it are made Seq, dicts Map. Keys may be parameters too."""
+    """A dict of nodes. Keys may be parameters, too."""
 
     def __init__(self, mapping: Mapping[Any, Any]) -> None:
-        super().__init__({key: _contained(value) for key, value in mapping.items()})
-
-
-def _contained(value: Any) -> Any:
-    if type(value) in (list, tuple):
-        return Seq(value)
-    return Map(value) if type(value) is dict else value
+        super().__init__(mapping)

@@ -149,7 +149,10 @@ class GraphFacade:
     def get(self, name: str) -> Any:
         """The node called `name`. Raises KeyError."""
         graph = self.current
-        return graph.get(name) if graph is not None else root_names.get(name)
+        if graph is not None:
+            return graph.get(name)
+        root_names.give_all(self.nodes)
+        return root_names.get(name)
 
     def clear(self) -> None:
         """Clears the current graph. Outside it only frees the names: the nodes are freed with their users."""
