@@ -1,11 +1,14 @@
 """An agent's first state, and what becomes of learned values when its author changes the program."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from agentd import codec
 from agentd.clock import Clock
-from agentd.errors import NotFound
+from agentd.errors import DecodingError, NotFound
 from agentd.hosting.keeper import Keeper
-from agentd.records import AgentState, Event, Origin, Parameter, Provenance, Revision, Source, Value, make_revision
+from agentd.opto.decoding import validate_values
+from agentd.records import AgentState, Conflict, Event, Origin, Parameter, Provenance, Revision, Source, Value, make_revision
 from agentd.release import watch
 from agentd.spec import AgentSpec
 from agentd.store.contract import Store
@@ -35,42 +38,103 @@ async def known_or_first(spec: AgentSpec, source: Source, store: Store, clock: C
     return state
 
 
-def carried_over(
-    values: Mapping[str, Value], before: tuple[Parameter, ...], after: tuple[Parameter, ...]
-) -> tuple[dict[str, Value], list[str]]:
-    """Learned values that a new source takes over, and the paths of those that it doesn't.
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What becomes of each learned value on a new source: exactly one of these."""
 
-    A value carries over where path, kind, signature and the default in the source are unchanged (DESIGN section 8).
+    carried: dict[str, Value]
+    """It holds on: path, kind, signature and the default in the source are unchanged, and it keeps the bounds."""
+    conflicts: tuple[Conflict, ...]
+    """Its author has changed the default that it was learned from: a person says which one holds."""
+    adopted: tuple[str, ...]
+    """The new source has it as its default: somebody merged what was exported."""
+    lapsed: dict[str, str]
+    """It can't be a value of the new source, and why."""
+
+
+def merge(
+    values: Mapping[str, Value],
+    before: tuple[Parameter, ...],
+    after: tuple[Parameter, ...],
+    *,
+    pending: tuple[Conflict, ...] = (),
+    allowed_imports: tuple[str, ...] | None = None,
+) -> Merge:
+    """The three-way rule (DESIGN section 8) for learned `values` when parameters `before` become those `after`.
+
+    `pending` are conflicts that nobody has settled yet: each is asked again with the default that its value was learned from, so that an
+    author who takes a change back gets the learned value back.
     """
-    now = {parameter.path: parameter for parameter in after}
-    known = {parameter.path: parameter for parameter in before}
+    known, now = {parameter.path: parameter for parameter in before}, {parameter.path: parameter for parameter in after}
+    learned = {conflict.path: (conflict.base, conflict.learned) for conflict in pending}
+    learned |= {path: (known[path].default if path in known else None, value) for path, value in values.items()}
     carried: dict[str, Value] = {}
-    lapsed: list[str] = []
-    for path, value in values.items():
+    conflicts: list[Conflict] = []
+    adopted: list[str] = []
+    lapsed: dict[str, str] = {}
+    for path, (base, value) in sorted(learned.items()):
         old, new = known.get(path), now.get(path)
-        if old is not None and new is not None and _form(old) == _form(new):
+        if why := _impossible(old, new, value, allowed_imports):
+            lapsed[path] = why
+        elif new is not None and _same(new.default, value):
+            adopted.append(path)
+        elif new is not None and _same(new.default, base):
             carried[path] = value
-        else:
-            lapsed.append(path)
-    return carried, sorted(lapsed)
+        elif new is not None:
+            conflicts.append(Conflict(path=path, base=base, learned=value, source=new.default))
+    return Merge(carried, tuple(conflicts), tuple(adopted), lapsed)
 
 
-def _form(parameter: Parameter) -> tuple[object, ...]:
-    return parameter.kind, parameter.signature, parameter.default
+def _impossible(old: Parameter | None, new: Parameter | None, value: Value, allowed_imports: tuple[str, ...] | None) -> str:
+    """Why `value`, learned for `old`, can't be one of `new`; empty if it can."""
+    if new is None:
+        return "the new source has no such parameter"
+    if old is None:
+        return "it is not known what it was learned for"
+    if old.kind is not new.kind:
+        return f"it was {old.kind} and is {new.kind} now"
+    if old.signature != new.signature:
+        return f"its signature was {old.signature} and is {new.signature} now"
+    try:
+        validate_values({new.path: value}, (new,), {}, allowed_imports)
+    except DecodingError as error:
+        return "; ".join(error.problems.values())
+    return ""
+
+
+def _same(one: Value, other: Value) -> bool:
+    return codec.encode(one) == codec.encode(other)
 
 
 async def take_up(keeper: Keeper, source: Source, parameters: tuple[Parameter, ...]) -> Revision:
     """Make the new source's revision, with what carries over, the stable one. The caller holds `deciding`."""
     state = keeper.state
     old = await keeper.store.revision(state.stable)
-    carried, lapsed = carried_over(old.values, state.parameters, parameters)
-    revision = make_revision(keeper.name, source.digest, carried)
+    imports = keeper.spec.sandbox.allowed_imports
+    found = merge(old.values, state.parameters, parameters, pending=state.conflicts, allowed_imports=imports)
+    revision = make_revision(keeper.name, source.digest, found.carried)
     provenance = Provenance(
         revision=revision.id, origin=Origin.SOURCE, at=keeper.clock.time(), parent=old.id, who="author", note="new source"
     )
-    message = f"the source changed: {len(carried)} learned values carried over, {len(lapsed)} lapsed"
-    event = keeper.event("agent.source_changed", message, revision=revision.id, carried=sorted(carried), lapsed=lapsed)
+    message = f"the source changed: {len(found.carried)} learned values carried over"
+    if found.adopted:
+        message += f", {len(found.adopted)} are its defaults now"
+    if found.lapsed:
+        message += f", {len(found.lapsed)} lapsed"
+    if found.conflicts:
+        message += f", {len(found.conflicts)} in conflict: `agentd rebase {keeper.name}`"
+    event = keeper.event(
+        "agent.source_changed",
+        message,
+        revision=revision.id,
+        carried=sorted(found.carried),
+        conflicts=[conflict.path for conflict in found.conflicts],
+        adopted=list(found.adopted),
+        lapsed=sorted(found.lapsed),
+        why=dict(found.lapsed),
+    )
     fresh = watch.inherit(revision.id, state.watch) if state.watch else watch.begin(revision.id)
     changes = {"source": source.digest, "stable": revision.id, "desired": revision.id, "watch": fresh}
+    changes |= {"conflicts": found.conflicts, "passed_over": ""}
     keeper.tell(*await keeper.commit(revision, provenance, event, **changes))
     return revision

@@ -149,9 +149,9 @@ async def test_a_new_source_takes_learned_values_over_where_their_default_is_unc
 
     controller.write_text(controller.read_text().replace("0.5 * position", "0.6 * position"))
     await hosted.client.reload()
-    _, lapsed = await hosted.until(lambda: two(hosted.events("agent.source_changed")))
-    assert (lapsed["data"]["carried"], lapsed["data"]["lapsed"]) == ([], ["act"])
-    await hosted.until(lambda: serves(lapsed["data"]["revision"]))
+    _, changed = await hosted.until(lambda: two(hosted.events("agent.source_changed")))
+    assert (changed["data"]["carried"], changed["data"]["conflicts"]) == ([], ["act"])
+    await hosted.until(lambda: serves(changed["data"]["revision"]))
     assert "0.6 * position" in await code_of(hosted)
     robot.prove()
 
