@@ -292,7 +292,7 @@ class HostedAgent:
                 case DevicesChanged(devices=devices):
                     self._devices = {device.id: device.status for device in devices}
                     self._seedable = {device.id: device.seedable for device in devices}
-                    releases.canary.devices = {device.id: device.seedable for device in devices if device.status == "ready"}
+                    releases.canary.devices = {device.id: device for device in devices if device.status == "ready"}
                     self._services.metrics.devices(self.name, self._devices)
                     releases.wake()
                 case Happened(event=event):
@@ -344,7 +344,7 @@ class HostedAgent:
         await keeper.store.add_episode(episode, feedback, regime=keeper.state.regime)
         self._counts += 1
         self._services.metrics.episode(episode, feedback)
-        if episode.role is Role.STABLE and not feedback.failed:
+        if episode.role is Role.STABLE and episode.revision == keeper.state.stable and not feedback.failed:
             self._recent.append(feedback.normalised)
         keeper.bus.publish(
             keeper.event(

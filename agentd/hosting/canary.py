@@ -1,13 +1,13 @@
 """The pairs of a canary: drawn, committed, sent to the runner, and made into evidence when both halves have been judged."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.hosting.keeper import Keeper
-from agentd.records import Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Release, Role
-from agentd.release import machine
-from agentd.runners.local import LocalRunner
+from agentd.records import Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role
+from agentd.release import fleet, machine
+from agentd.runners.local import DeviceState, LocalRunner
+from agentd.spec import metric_record
 
 PLANS_AHEAD = 2  # per device: the next pair is there when the last ends, and little is lost when a verdict comes
 GUARDRAILS = {
@@ -34,13 +34,19 @@ class Canary:
         self._lease = lease
         self._open: dict[str, PairPlan] = {}
         self._halves: dict[str, dict[Role, tuple[Episode, Feedback]]] = {}
-        self.devices: Mapping[str, bool] = {}
-        """Ready devices, and whether each can be seeded."""
+        self._metrics: tuple[Metric, ...] = tuple(metric_record(section) for section in keeper.spec.metrics[1:])
+        self.devices: Mapping[str, DeviceState] = {}
+        """The devices that are ready, by id."""
 
-    def clear(self) -> None:
-        """Forget all pairs: what comes of them is an episode like any other."""
-        self._open.clear()
-        self._halves.clear()
+    @property
+    def labels(self) -> Mapping[str, Mapping[str, str]]:
+        """The labels of the devices that are ready."""
+        return {device: state.labels for device, state in self.devices.items()}
+
+    def clear(self, device: str | None = None) -> None:
+        """Forget all pairs (of one device): what comes of them is an episode like any other."""
+        for plan in [plan for plan in self._open.values() if device in {None, plan.device}]:
+            self.forget(plan.id)
 
     def forget(self, plan: str) -> PairPlan | None:
         """Forget one pair, and return it if it was under way."""
@@ -52,16 +58,11 @@ class Canary:
     async def top_up(self, release: Release, runner: LocalRunner) -> None:
         """Keep the lease alive and pairs waiting on every exposed device. The caller holds `deciding`: no pair outlives its release."""
         await runner.renew(self._lease)
-        for device in self._exposed(release):
-            open_here = sum(plan.device == device for plan in self._open.values())
-            for _ in range(PLANS_AHEAD - open_here):
-                await self._draw(release, device, runner)
-
-    def _exposed(self, release: Release) -> tuple[str, ...]:
-        """The devices that the release may touch: the first step of the ramp, at least one, the same ones for the release's whole life."""
-        count = max(1, int(len(self.devices) * self._keeper.spec.release.ramp[0]))
-        by_chance = sorted(self.devices, key=lambda device: hashlib.sha256(f"{release.id}/{device}".encode()).digest())
-        return tuple(by_chance[:count])
+        for device in fleet.exposed(release):
+            if device in self.devices:
+                open_here = sum(plan.device == device for plan in self._open.values())
+                for _ in range(PLANS_AHEAD - open_here):
+                    await self._draw(release, device, runner)
 
     async def _draw(self, release: Release, device: str, runner: LocalRunner) -> None:
         keeper = self._keeper
@@ -69,7 +70,7 @@ class Canary:
             release,
             id=keeper.new_id(),
             device=device,
-            seed=keeper.random.getrandbits(31) if self.devices.get(device) else None,
+            seed=keeper.random.getrandbits(31) if self.devices[device].seedable else None,
             flip=keeper.random.random() < 0.5,
             at=keeper.clock.time(),
         )
@@ -107,6 +108,8 @@ class Canary:
             device=plan.device,
             reference=expected.normalised,
             candidate=found.normalised,
+            anchored=plan.anchored,
+            metrics={metric.name: (_further(metric, reference, expected), _further(metric, candidate, found)) for metric in self._metrics},
             reference_aborted=reference.outcome is Outcome.ABORTED,
             candidate_aborted=aborted,
             guardrail=f"{guardrail}: {candidate.error.strip().splitlines()[-1][:300] if candidate.error.strip() else candidate.reason}"
@@ -114,3 +117,10 @@ class Canary:
             else "",
             at=self._keeper.clock.time(),
         )
+
+
+def _further(metric: Metric, episode: Episode, feedback: Feedback) -> float:
+    """A further metric, normalised. An episode that was aborted, lost under way or could not be judged has the worst of it, too."""
+    if episode.outcome is not Outcome.FINISHED or feedback.failed:
+        return 0.0
+    return metric.normalised(feedback.metrics[metric.name])

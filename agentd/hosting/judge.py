@@ -1,6 +1,7 @@
 """Feedback on episodes: the author's `feedback.py` in a locked worker, or the reward where there is none."""
 
 import math
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -9,7 +10,7 @@ import structlog
 from agentd.errors import SandboxError
 from agentd.records import Episode, Feedback, Metric, Outcome, Source
 from agentd.sandbox import FeedbackWorker, Limits, Zygote
-from agentd.spec import AgentSpec
+from agentd.spec import AgentSpec, metric_record
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -21,6 +22,7 @@ class Judge:
         self._spec = spec
         self._source = source
         self._metric = metric
+        self._further = tuple(metric_record(section) for section in spec.metrics[1:])
         self._zygote: Zygote | None = None
         self._worker: FeedbackWorker | None = None
 
@@ -81,9 +83,19 @@ class Judge:
     def _feedback(
         self, episode: Episode, score: float, text: str, metrics: dict[str, float] | None = None, *, failed: str = ""
     ) -> Feedback:
+        normalised = 0.0
         try:
             normalised = self._metric.normalised(score)
+            if metrics is not None:
+                self._check(metrics)
         except ValueError as error:
             score, failed = self._metric.worst, str(error)
             normalised = 0.0
         return Feedback(episode=episode.id, score=score, normalised=normalised, text=text, metrics=metrics or {}, failed=failed)
+
+    def _check(self, metrics: Mapping[str, float]) -> None:
+        """Raise ValueError for a declared metric that is missing or outside its range: a release could not be decided on it."""
+        for metric in self._further:
+            if metric.name not in metrics:
+                raise ValueError(f"feedback.py gave no {metric.name}, which [[metrics]] declares: return (score, text, {{name: value}})")
+            metric.normalised(metrics[metric.name])

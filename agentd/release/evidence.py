@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import msgspec
 
 from agentd.records import Goal, Pair, Release, ReleaseSettings, Role, Single, Test
+from agentd.release import fleet
 from agentd.release.statistics import BettingTest, Null
 
 ANCHOR = "against the anchor"
@@ -26,9 +27,10 @@ FEWER_ANSWERS = "fewer answers"
 MORE_ANSWERS = "more answers"
 
 
-def bound(settings: ReleaseSettings) -> float:
-    """The largest absolute difference that the tests of a release allow for."""
-    return settings.difference_range if settings.exposure is None else max(1.0 / settings.exposure, settings.difference_range)
+def bound(settings: ReleaseSettings, about: str = "") -> float:
+    """The largest absolute difference that the tests allow for; `about` as in `differences`."""
+    declared = next((rule.difference_range for rule in settings.metrics if rule.name == about), settings.difference_range)
+    return declared if settings.exposure is None else max(1.0 / settings.exposure, declared)
 
 
 def superiority(release: Release) -> BettingTest:
@@ -48,7 +50,7 @@ def promotion_tests(release: Release) -> Mapping[str, BettingTest]:
         tests[ANCHOR] = _promotion(release, _state(release, ANCHOR), release.settings.goal, release.settings.margin)
     for rule in release.settings.metrics:
         name = f"{rule.name} promotes"
-        tests[name] = _promotion(release, _state(release, name), rule.goal, rule.margin)
+        tests[name] = _promotion(release, _state(release, name), rule.goal, rule.margin, rule.name)
     return tests
 
 
@@ -57,7 +59,7 @@ def rejection_tests(release: Release) -> Mapping[str, BettingTest]:
     tests = {"": harm(release)}
     for rule in release.settings.metrics:
         name = f"{rule.name} rejects"
-        tests[name] = _rejection(release, _state(release, name), rule.goal, rule.margin)
+        tests[name] = _rejection(release, _state(release, name), rule.goal, rule.margin, rule.name)
     return tests
 
 
@@ -86,6 +88,7 @@ def count(release: Release, evidence: Pair | Single) -> Release:
             candidate_episodes=release.candidate_episodes + 1,
             reference_aborted=release.reference_aborted + evidence.reference_aborted,
             candidate_aborted=release.candidate_aborted + evidence.candidate_aborted,
+            fleet=fleet.count_pair(release, evidence.device),
         )
         if evidence.anchored:
             return msgspec.structs.replace(counted, anchor_pairs=release.anchor_pairs + 1)
@@ -108,6 +111,7 @@ def count(release: Release, evidence: Pair | Single) -> Release:
         candidate_episodes=release.candidate_episodes + by_candidate,
         reference_aborted=release.reference_aborted + (evidence.aborted and not by_candidate),
         candidate_aborted=release.candidate_aborted + (evidence.aborted and by_candidate),
+        fleet=fleet.count_pair(release, evidence.device),
     )
 
 
@@ -148,17 +152,17 @@ def weigh(release: Release, found: Mapping[str, float], *, learning: bool) -> Re
     return msgspec.structs.replace(release, superiority=advanced(better, ""), harm=advanced(worse, ""), tests=further)
 
 
-def _promotion(release: Release, state: Test, goal: Goal, margin: float) -> BettingTest:
+def _promotion(release: Release, state: Test, goal: Goal, margin: float, about: str = "") -> BettingTest:
     settings = release.settings
     level = settings.alpha if settings.promotion_alpha is None else settings.promotion_alpha
     boundary = -margin if goal is Goal.NO_WORSE else 0.0
-    return BettingTest(level, Null.NOT_BETTER, bound(settings), boundary, state)
+    return BettingTest(level, Null.NOT_BETTER, bound(settings, about), boundary, state)
 
 
-def _rejection(release: Release, state: Test, goal: Goal, margin: float) -> BettingTest:
+def _rejection(release: Release, state: Test, goal: Goal, margin: float, about: str = "") -> BettingTest:
     settings = release.settings
     boundary = -margin if goal is Goal.NO_WORSE else 0.0
-    return BettingTest(settings.alpha / (1 + len(settings.metrics)), Null.NOT_WORSE, bound(settings), boundary, state)
+    return BettingTest(settings.alpha / (1 + len(settings.metrics)), Null.NOT_WORSE, bound(settings, about), boundary, state)
 
 
 def _state(release: Release, name: str) -> Test:

@@ -8,12 +8,14 @@ record, then acts on the verdict (`conclude`), then tells.
 
 The way of a pair, or of a single episode, through `observe`, in this order:
 
-1. a guardrail that it violated rejects the candidate at once, whatever the statistics say;
-2. a difference outside the declared `difference_range` ends the release inconclusive: the tests' promises don't hold for it;
+1. a guardrail that it violated rejects the candidate at once, whatever the statistics say; in a fleet the first device that violates one
+   goes back to stable alone, while another one is exposed (agentd.release.fleet);
+2. a difference outside its declared `difference_range` ends the release inconclusive: the tests' promises don't hold for it;
 3. during SELECTION it only teaches the tests how to bet; during CONFIRMATION it is evidence in all (agentd.release.evidence);
 4. a difference in response rates (unpaired evidence) rejects as a guardrail; so do error rates: `abort_error_rate` from the third aborted
    episode of the candidate on (one or two crashes of a few episodes are no rate), `max_error_rate_increase` from the tenth pair on;
-5. harm in any metric rejects, superiority in all promotes; then pruning (over all pairs), futility (probes), and `max_pairs`.
+5. harm in any metric rejects, superiority in all promotes once the ramp is done; then pruning (over all pairs), futility (probes), and
+   `max_pairs`, unless the candidate is superior already and only has the rest of its ramp before it.
 """
 
 import math
@@ -25,6 +27,7 @@ import msgspec
 from agentd.errors import IllegalTransition, ReleaseError
 from agentd.records import Change, Goal, Pair, PairPlan, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Role, Single, Test, Verdict
 from agentd.release import evidence as weighing
+from agentd.release import fleet
 from agentd.release.statistics import BettingTest, Null, OnlineAlpha
 
 ABORTED_EPISODES_BEFORE_RATE = 3
@@ -157,6 +160,7 @@ def draw_pair(release: Release, *, id: str, device: str, seed: int | None, flip:
         candidate=release.candidate,
         seed=seed,
         drawn_at=at,
+        anchored=anchored,
     )
 
 
@@ -177,23 +181,34 @@ def observe(release: Release, evidence: Pair | Single, *, at: float) -> tuple[Re
     found = weighing.differences(release, evidence)
     counted = weighing.count(release, evidence)
     if evidence.guardrail:
-        return counted, _verdict(counted, Phase.REJECTED, evidence.guardrail, stage="guardrail")
-    limit = weighing.bound(release.settings)
-    outside = {about: difference for about, difference in found.items() if not abs(difference) <= limit * (1.0 + 1e-12)}
-    if outside:
-        about, difference = next(iter(outside.items()))
-        reason = f"a difference of {difference:+.3f} {about}".rstrip() + f" is outside the declared range of {limit:g}"
-        return counted, _verdict(counted, Phase.INCONCLUSIVE, reason, stage="canary")
-    tested = _test(counted, {about: min(max(difference, -limit), limit) for about, difference in found.items()}, at=at)
+        if not fleet.goes_alone(counted, evidence.device):
+            return counted, _verdict(counted, Phase.REJECTED, _violated(counted, evidence), stage="guardrail")
+        counted = fleet.withdraw(counted, evidence.device, evidence.guardrail)
+    within = {}
+    for about, difference in found.items():
+        limit = weighing.bound(release.settings, about)
+        if not abs(difference) <= limit * (1.0 + 1e-12):
+            reason = f"a difference of {difference:+.3f} {about}".rstrip() + f" is outside the declared range of {limit:g}"
+            return counted, _verdict(counted, Phase.INCONCLUSIVE, reason, stage="canary")
+        within[about] = min(max(difference, -limit), limit)
+    tested = _test(counted, within, at=at)
     return tested, _decide(tested)
 
 
+def _violated(release: Release, evidence: Pair | Single) -> str:
+    before = [device for device in fleet.withdrawn(release) if device != evidence.device]
+    return f"{evidence.guardrail} (on {evidence.device}, after {', '.join(before)})" if before else evidence.guardrail
+
+
 def lost(release: Release, *, at: float) -> tuple[Release, Verdict | None]:  # noqa: ARG001 - every way of a release takes the time
-    """The release after a pair that a lost plant or network left without a result: it is drawn again, up to `max_lost_pairs` times."""
+    """The release after a pair that a lost plant or network left without a result: it is drawn again.
+
+    Up to `max_lost_pairs` times for each exposed device: when a lease runs out, a fleet loses all that is under way at once.
+    """
     if release.phase not in CANARY | {Phase.PAUSED}:
         return release, None
     counted = msgspec.structs.replace(release, lost_pairs=release.lost_pairs + 1)
-    if counted.lost_pairs <= release.settings.max_lost_pairs:
+    if counted.lost_pairs <= release.settings.max_lost_pairs * max(1, len(release.fleet)):
         return counted, None
     return counted, _verdict(counted, Phase.INCONCLUSIVE, f"lost evidence: {counted.lost_pairs} pairs", stage="canary")
 
@@ -308,7 +323,8 @@ def _tests(release: Release) -> Verdict | None:
         name, test = harmful
         reason = f"harm{name and f' ({name})'}: {_evidence(release, test)}"
         return _verdict(release, Phase.REJECTED, reason, stage="canary", log_e=test.log_e)
-    if _superior(release) and release.phase is not Phase.PAUSED:
+    covered = release.kind is ReleaseKind.PROBE or fleet.is_covered(release)  # both revisions of a probe have served everywhere
+    if _superior(release) and release.phase is not Phase.PAUSED and covered:
         test = weighing.superiority(release)
         word = "better" if release.settings.goal is Goal.BETTER else f"no worse by {release.settings.margin:g}"
         return _verdict(release, Phase.PROMOTED, f"{word}: {_evidence(release, test)}", stage="canary")
@@ -318,27 +334,23 @@ def _tests(release: Release) -> Verdict | None:
 def _hopes(release: Release) -> Verdict | None:
     settings = release.settings
     if _hopeless(release):
-        reason = f"mean difference {release.difference:+.3f} after {release.pairs} pairs is below {_prune_below(settings):+g}"
+        reason = f"mean difference {release.difference:+.3f} after {release.pairs} pairs is below {fleet.prune_below(settings):+g}"
         return _verdict(release, Phase.PRUNED, reason, stage="canary")
     if _futile(release):
         reason = (
             f"the last good revision is not better by {settings.futile_below:.3f}: {release.difference:+.3f} after {release.pairs} pairs"
         )
         return _verdict(release, Phase.INCONCLUSIVE, reason, stage="canary")
-    if _seen(release) >= settings.max_pairs:
+    if _seen(release) >= settings.max_pairs and (not _superior(release) or release.phase is Phase.PAUSED):
         return _verdict(release, Phase.INCONCLUSIVE, f"no decision within {settings.max_pairs} pairs", stage="canary")
     return None
-
-
-def _prune_below(settings: ReleaseSettings) -> float:
-    return settings.prune_below - (settings.margin if settings.goal is Goal.NO_WORSE else 0.0)
 
 
 def _hopeless(release: Release) -> bool:
     settings, difference = release.settings, release.difference
     if release.kind is ReleaseKind.PROBE or difference is None or release.pairs < settings.prune_after_pairs:
         return False
-    return difference < _prune_below(settings)
+    return difference < fleet.prune_below(settings)
 
 
 def _futile(release: Release) -> bool:

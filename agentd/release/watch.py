@@ -12,7 +12,7 @@ import math
 
 import msgspec
 
-from agentd.records import Phase, Release, ReleaseKind, ReleaseSettings, Watch, WatchSettings
+from agentd.records import Goal, Phase, Release, ReleaseKind, ReleaseSettings, Watch, WatchSettings
 from agentd.release.statistics import BET_LIMIT, ShiryaevRobertsDetector, lower_bound
 
 RECENT = 100
@@ -113,6 +113,8 @@ def fall(watch: Watch) -> float:
 def probe_settings(settings: ReleaseSettings, watch: Watch) -> ReleaseSettings:
     """The rules for the probe after `watch`'s alarm: no selection, and just enough pairs to prove that the old revision explains the fall.
 
+    It asks about the score alone, and begins with the last step of the ramp: both revisions have served the whole fleet before.
+
     If it does, the old revision is better by at least the fall. The probe is futile once it is plausibly not better by half of that
     (agentd.release.machine says what "plausibly" is); futility makes no claim at a level, since calling a regression drift only means that
     the optimizer is asked instead of a rollback made.
@@ -122,6 +124,10 @@ def probe_settings(settings: ReleaseSettings, watch: Watch) -> ReleaseSettings:
     needed = math.ceil(-2.0 * math.log(settings.alpha) / growth)
     return msgspec.structs.replace(
         settings,
+        goal=Goal.BETTER,
+        margin=0.0,
+        metrics=(),
+        ramp=settings.ramp[-1:],
         selection_pairs=0,
         max_pairs=min(settings.max_pairs, max(40, needed)),
         futile_below=explained / 2.0,

@@ -240,9 +240,9 @@ class LocalRunner:
         """Let queued pairs go on for `lease` seconds from now."""
         await self._do(messages.Renew(lease=lease))
 
-    async def cancel_pairs(self) -> tuple[str, ...]:
-        """Forget the pairs and return their ids; a running episode ends at its boundary."""
-        return (await self._do(messages.CancelPairs())).dropped_pairs
+    async def cancel_pairs(self, device: str | None = None) -> tuple[str, ...]:
+        """Forget the pairs (on one device, or everywhere) and return their ids; a running episode ends at its boundary."""
+        return (await self._do(messages.CancelPairs(device=device))).dropped_pairs
 
     async def retire(self, revision: str) -> None:
         """End a revision's worker. Raises RunnerError for the stable one."""

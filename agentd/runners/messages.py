@@ -103,7 +103,9 @@ class Renew(Request, frozen=True, kw_only=True):
 
 
 class CancelPairs(Request, frozen=True, kw_only=True):
-    """Forget the pairs; a running episode ends at its boundary."""
+    """Forget the pairs (on one device, or everywhere); a running episode ends at its boundary."""
+
+    device: str | None = None
 
 
 class Retire(Request, frozen=True, kw_only=True):

@@ -244,7 +244,7 @@ class Runner:
         self._control.changed()
 
     async def _cancel_pairs(self, message: messages.CancelPairs) -> Done:
-        dropped = self._control.pairs.drop()
+        dropped = self._control.pairs.drop(message.device)
         return Done(request=message.request, dropped_pairs=tuple(plan.id for plan in dropped))
 
     async def _retire(self, message: messages.Retire) -> None:
