@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.hosting.sources import merge
-from agentd.records import Parameter, Kind
+from agentd.records import Kind, Parameter
 
 PATHS = ("a", "b.c", "d")
 numbers = st.integers(0, 3).map(float)
