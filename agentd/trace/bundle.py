@@ -14,6 +14,7 @@ from agentd.trace.code import Code, Signature
 from agentd.trace.containers import RESERVED
 from agentd.trace.context import Frame, Scope, current
 from agentd.trace.core import ROOT_FORM
+from agentd.trace.details import function_details
 from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.hidden import outside
@@ -144,8 +145,6 @@ class FunModule(Module):
     @property
     def info(self) -> dict[str, Any]:
         """Function, documentation, signature, source, file and line, as Trace programs ask for them."""
-        from agentd.trace.details import function_details  # noqa: PLC0415 - needed by few programs
-
         return function_details(self)
 
     def _new_parameter(self) -> ParameterNode:

@@ -233,6 +233,10 @@ def test_outside_an_episode_the_facade_sees_what_is_alive():
     assert len(GRAPH) >= 2
     assert any(other.is_root for other in GRAPH.roots)
     assert "root" in str(GRAPH)
+    wanted = node(1, name="never_asked_for")
+    assert GRAPH.get("never_asked_for:0") is wanted
+    with pytest.raises(KeyError):
+        GRAPH.get("nobody:0")
     GRAPH.clear()
     assert GRAPH
 

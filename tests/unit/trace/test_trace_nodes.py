@@ -41,6 +41,19 @@ def test_reflected_operations_keep_the_order_of_their_operands():
     assert (2 ** node(5)).data == 32
 
 
+def test_texts_are_joined_under_a_name_of_their_own_from_either_side():
+    text = node("b")
+    assert [(made.data, made.name.partition(":")[0]) for made in (text + "c", "a" + text, node(1) + 2, 1 + node(2))] == [
+        ("bc", "concat"),
+        ("ab", "concat"),
+        (3, "add"),
+        (3, "add"),
+    ]
+    with pytest.raises(TypeError) as raised:
+        text + 5
+    assert raised.value.exception_node.name.startswith("exception_concat")
+
+
 def test_numpy_leaves_mixed_operations_to_the_node():
     made = np.array([1.0, 2.0]) * node(3.0)
     assert isinstance(made, MessageNode)
