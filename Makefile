@@ -7,13 +7,16 @@ INSTALLED := .venv/.installed
 PEER := .venv-peer/bin/python
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of processes; without compiled files beside the sources each would compile agentd anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-long check bench venv tools
+.PHONY: help demo test test-long coverage check bench venv tools
 
 help:
 	@echo "make demo       set up, then watch a controller break and recover (about three minutes; Ctrl-C ends it)"
 	@echo "make test       set up, then every check and test that is quick enough for each change"
 	@echo "make test-long  soaks, many seeds, hundreds of kills"
+	@echo "make coverage   the tests of make test once more, with a table of the lines and branches that they reach"
 	@echo "make check      only the static checks"
 	@echo "make bench      measurements; they assert nothing"
 
@@ -21,9 +24,13 @@ demo: venv
 	@$(BIN)/agentd demo $(DEMO)
 
 test: tools check
-	$(BIN)/pytest -n 4 --dist worksteal -m "not long" --cov --cov-report=term
+	$(BIN)/pytest -n 4 --dist worksteal -m "not long"
 
-test-long: tools venv
+# Apart from `make test`: measuring it triples the time of simulations and generated examples.
+coverage: tools venv
+	$(BIN)/pytest -n 4 --dist worksteal -m "not long" --timeout=180 --cov --cov-report=term
+
+test-long: tools venv coverage
 	$(BIN)/pytest -m long --timeout=1800
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest -n 2 tests/unit --timeout=600
 
