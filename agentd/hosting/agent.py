@@ -216,7 +216,7 @@ class HostedAgent:
             if trainable != keeper.state.parameters:
                 await keeper.commit(parameters=trainable)
             releases.attach(runner, self._source, trainable)
-            parts.improver.attach(trainable)
+            parts.improver.attach(trainable, runner, self._source)
             await self._end_what_disagrees(keeper)
             unfinished = await keeper.store.releases(self.name, active=True, limit=100)
             releases.restore(tuple(reversed(unfinished)), keeper.state.release)

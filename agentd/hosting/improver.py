@@ -10,9 +10,10 @@ import structlog
 
 from agentd import codec
 from agentd.errors import AgentdError, BudgetExhausted, CodecError, OptimizerError, ReleaseError
+from agentd.hosting.counterfactual import Replay
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
-from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext
+from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext, Screen
 from agentd.opto.process import OptimizerProcess
 from agentd.records import (
     EpisodeSummary,
@@ -26,9 +27,11 @@ from agentd.records import (
     Release,
     ReleaseKind,
     Role,
+    Source,
     TraceGraph,
     Value,
 )
+from agentd.runners.local import LocalRunner
 from agentd.spec import AgentSpec
 from agentd.trace.propagation import minimal_subgraph
 
@@ -60,11 +63,13 @@ class Improver:
         self._wake = asyncio.Event()
         self._asked = asyncio.Event()
         self._parameters: tuple[Parameter, ...] = ()
+        self._runner: LocalRunner | None = None
+        self._source: Source | None = None
         self.status = "idle"
 
-    def attach(self, parameters: tuple[Parameter, ...]) -> None:
-        """These are the parameters of the source that runs now."""
-        self._parameters = parameters
+    def attach(self, parameters: tuple[Parameter, ...], runner: LocalRunner, source: Source) -> None:
+        """This runner serves `source`, which has these parameters; what is proposed is replayed there first."""
+        self._parameters, self._runner, self._source = parameters, runner, source
         self._wake.set()
 
     def wake(self) -> None:
@@ -236,7 +241,15 @@ class Improver:
             at=keeper.clock.time(),
         )
         seed = int.from_bytes(hashlib.sha256(f"{self._seed}/{keeper.name}/{len(memory)}/{state.attempts}".encode()).digest()[:4])
-        return await self._process.propose(context, problems, memory, seed, timeout=options.propose_timeout, llm=self._llm)
+        screen = await self._screen(context, problems)
+        return await self._process.propose(context, problems, memory, seed, timeout=options.propose_timeout, llm=self._llm, screen=screen)
+
+    async def _screen(self, context: OptimizerContext, problems: tuple[Problem, ...]) -> Screen | None:
+        """Replay of the problems' episodes in the sandbox, by the runner that serves the agent now."""
+        if self._runner is None or self._source is None:
+            return None
+        episodes = [await self._keeper.store.episode(problem.episode) for problem in problems]
+        return Replay(self._runner, self._source, context, episodes)
 
     async def _problems(self, evidence: tuple[EpisodeSummary, ...], values: dict[str, Value]) -> tuple[Problem, ...]:
         """The episodes that inform most: the worst, the best for contrast, and what is typical."""

@@ -122,7 +122,7 @@ class AskingOptimizer(abc.ABC):
         """One candidate: the answer, or the answer to what was wrong with it. Raises DecodingError or _Nothing after that."""
         reply = await conversation.ask()
         try:
-            return await self._usable(reply, memory)
+            return await self._usable(reply, memory, first=True)
         except DecodingError as error:
             what = f"Your answer can't be used: {_listed(error)}\nGive the whole answer again, corrected."
         except _Nothing as nothing:
@@ -130,7 +130,8 @@ class AskingOptimizer(abc.ABC):
         reply = await conversation.ask(what)
         return await self._usable(reply, memory)
 
-    async def _usable(self, reply: LlmReply, memory: Sequence[MemoryEntry]) -> tuple[dict[str, Value], ParsedReply]:
+    async def _usable(self, reply: LlmReply, memory: Sequence[MemoryEntry], *, first: bool = False) -> tuple[dict[str, Value], ParsedReply]:
+        """What the reply proposes. Recorded runs may miss what values are for, so acting alike is held against a `first` answer only."""
         context = self._context
         try:
             parsed = parse_reply(reply.text, context.parameters, cut_off=reply.finish_reason == "length")
@@ -148,6 +149,8 @@ class AskingOptimizer(abc.ABC):
         screening = await self._screen(values)
         if not screening.ok:
             raise _Nothing(f"These values failed when recorded runs were replayed: {shown(screening.reason, 500)}.")
+        if first and screening.ticks and not screening.differing:
+            raise _Nothing(f"With these values each of {screening.ticks} recorded actions would have been the same, and so the score.")
         return values, parsed
 
     def _renderer(self, problems: Sequence[Problem]) -> Renderer:

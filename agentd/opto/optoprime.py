@@ -51,10 +51,12 @@ class OptoPrime(AskingOptimizer):
         """What the recorded runs' actions would have been under values that were tried, where they can be replayed."""
         if isinstance(self._screen, NoScreen) or Section.MEMORY in self.options.mask:
             return ""
+        known = {parameter.path for parameter in self._context.parameters}
         scored = sorted((entry for entry in entries if entry.mean is not None), key=lambda entry: -(entry.mean or 0.0))
         lines = []
         for entry in scored[: self.options.counterfactuals]:
-            changed = {path: value for path, value in entry.values.items() if not same(value, self._context.values.get(path))}
+            values = {path: value for path, value in entry.values.items() if path in known}
+            changed = {path: value for path, value in values.items() if not same(value, self._context.values.get(path))}
             report = (await self._screen(changed)).report if changed else ""
             if report:
                 lines.append(f"Values that scored {entry.mean:.4g} ({', '.join(changed)} changed):\n{renderer.fenced(report)}")

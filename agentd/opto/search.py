@@ -31,6 +31,7 @@ _TRIES = 64
 _NOTICEABLE = 0.1  # of the distance to the best score: less is noise after a few pairs
 _LOCAL_SPREAD = 0.5
 _PRIOR_PAIRS = 1.0
+_ALIKE = 8  # points passed over because replay shows no difference, before one is tried all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,20 @@ class Search:
             )
         baseline = _baseline(problems, memory, self._context)
         refused = ""
+        alike: list[tuple[dict[str, Value], str]] = []
         for point, reason in self._candidates(space, memory, baseline, seed):
             values = space.values(point)
             if not values:
                 continue
             screening = await self._screen(values)
-            if screening.ok:
+            if not screening.ok:
+                refused = screening.reason
+            elif screening.ticks and not screening.differing and len(alike) < _ALIKE:
+                alike.append((values, reason))  # it would have acted just as the running revision did: there is better to try
+            else:
                 return make_proposal(self._context, problems, values, algorithm=self.algorithm, seed=seed, reasoning=reason)
-            refused = screening.reason
+        for values, reason in alike:
+            return make_proposal(self._context, problems, values, algorithm=self.algorithm, seed=seed, reasoning=reason)
         because = f"; the last was refused: {refused}" if refused else ""
         raise OptimizerError(f"search has tried every point that it can think of{because}")
 

@@ -11,7 +11,7 @@ import msgspec
 
 from agentd import codec, errors
 from agentd.errors import AgentdError, CodecError, RunnerError
-from agentd.records import Episode, Event, PairPlan, Parameter, Record, Revision, Source
+from agentd.records import Episode, Event, PairPlan, Parameter, Record, Revision, Source, Value
 from agentd.sandbox import Isolation
 
 VERSION = 1
@@ -40,7 +40,8 @@ class DeviceState(Record, frozen=True, kw_only=True):
 class ScreenReport(Record, frozen=True, kw_only=True):
     """What replaying recorded steps showed.
 
-    `error` is the first exception's name and text, `traceback` the program's own words (untrusted).
+    `error` is the first exception's name and text, `traceback` the program's own words (untrusted). `changed` are the first actions that
+    differ, by tick, of the first episode that has any.
     """
 
     ticks: int = 0
@@ -51,6 +52,7 @@ class ScreenReport(Record, frozen=True, kw_only=True):
     error: str = ""
     traceback: str = ""
     first_invalid: str = ""
+    changed: dict[int, Value] = msgspec.field(default_factory=dict)
 
 
 # --- to the runner ----------------------------------------------------------------------------------------------------

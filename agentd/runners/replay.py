@@ -11,6 +11,8 @@ from agentd.runners.envelope import Envelope
 from agentd.runners.messages import ScreenReport
 from agentd.sandbox import UNCHANGED, PolicyWorker
 
+CHANGES_TOLD = 3
+
 
 async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Episode], clock: Clock) -> ScreenReport:
     """Run the worker's policy, an instance of its own, on the observations of `episodes`.
@@ -20,7 +22,8 @@ async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Ep
     """
     ticks = differing = invalid = errors = 0
     max_latency = 0.0
-    error = traceback = first_invalid = ""
+    error = traceback = first_invalid = changed_in = ""
+    changed: dict[int, Value] = {}
     device = f"screen-{worker.pid}"
     for episode in episodes:
         try:
@@ -42,6 +45,8 @@ async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Ep
                     first_invalid = first_invalid or f"episode {episode.id}, tick {step.tick}: {refusal}"
                 same = _same(action, step.action)
                 differing += not same
+                if not same and changed_in in {"", episode.id} and len(changed) < CHANGES_TOLD:
+                    changed_in, changed[step.tick] = episode.id, action
                 before = UNCHANGED if same else step.action  # the recorded observations followed the recorded actions
                 previous = step.action
             await worker.finish(device, episode.final_observation)
@@ -60,6 +65,7 @@ async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Ep
         error=error,
         traceback=traceback,
         first_invalid=first_invalid,
+        changed=changed,
     )
 
 
