@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from agentd.cases import read_cases
 from agentd.configuration import Section
 from agentd.errors import Mistake, SpecError
+from agentd.mapping_spec import MappingSection, mapping_mistakes
 from agentd.records import Space
 from agentd.spaces import why_outside
 
@@ -52,6 +53,8 @@ class MqttSection(Section):
     realtime: bool = False
     """Let the runner go before everything else on its machine (SCHED_FIFO), where it may."""
     max_payload: Annotated[int, Field(ge=64)] = 65_536
+    mapping: MappingSection | None = None
+    """For robots that speak something else than agentd's protocol."""
 
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -147,6 +150,7 @@ class EnvironmentSection(Section):
         value = safe_action.get("value") if isinstance(safe_action, Mapping) else None
         yield from _time_mistakes(table)
         yield from _kind_mistakes(table, value)
+        yield from mapping_mistakes(table)
         if "folder" in table:
             yield "folder", "not to be written: it is the folder of this file"
         try:

@@ -7,7 +7,10 @@ from agentd.clock import Clock
 from agentd.environments.contract import Environment
 from agentd.environments.dataset import make_dataset
 from agentd.environments.gymnasium import GymnasiumEnvironment
+from agentd.environments.mapped import MappedEnvironment
+from agentd.environments.mapping import Mapping
 from agentd.environments.mqtt import MqttEnvironment
+from agentd.environments.mqtt_link import LinkOptions
 from agentd.environments.python import make_python
 from agentd.environments.spaces import fit
 from agentd.errors import PlantError
@@ -51,7 +54,7 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         safe_action = fit(spaces[1], safe_action)
     except ValueError as error:
         raise PlantError(f"[environment.safe_action] value: {error}") from error
-    return MqttEnvironment(
+    options = LinkOptions(
         agent=spec.agent.name,
         session=session,
         broker=address,
@@ -61,3 +64,6 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         clock=clock,
         generator=generator,
     )
+    if section.mqtt.mapping is not None:
+        return MappedEnvironment(Mapping(section.mqtt.mapping, spaces[1]), **options)
+    return MqttEnvironment(**options)
