@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from agentd.clock import Clock, SystemClock
 from agentd.events import EventBus
 from agentd.observability.folded import FoldedHistogram, FoldedSummary
-from agentd.records import Episode, Event, Feedback, Mode, Phase, Release, Usage
+from agentd.records import AgentState, Episode, Event, Feedback, Mode, Phase, Release, Usage
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -41,6 +41,10 @@ class Metrics:
         self._step = FoldedHistogram("agentd_step_duration_seconds", "From observation to action.", ("agent", "role"))
         self._misses = counter("deadline_misses", "Ticks at which the policy was late.")
         self._safe = counter("safe_actions", "Ticks at which the plant got the safe action.", "reason")
+        self._brake_faults = counter("brake_faults", "Safe actions that were the value because the function gave none.", "reason")
+        self._hand_overs = counter("handovers", "States of policies that were handed over at a switch.", "outcome")
+        self._stale = counter("stale_ticks", "Ticks of a fixed rate without a fresh observation.")
+        self._missed = counter("missed_ticks", "Ticks of a fixed rate that the runner was too slow for.")
         self._last_episode = gauge("last_episode_timestamp_seconds", "When the last episode ended.")
         self._feedback_delay = histogram("feedback_delay_seconds", "From an episode's end to its feedback.", _DELAY)
         self._proposals = counter("proposals", "Proposals, and attempts that gave none.", "algorithm", "outcome")
@@ -62,9 +66,22 @@ class Metrics:
         self._messages = counter("mqtt_messages", "MQTT messages of the runner.", "direction")
         self._dropped = counter("mqtt_dropped_messages", "MQTT messages that the runner ignored.", "reason")
         self._devices = gauge("devices", "Devices by status.", "status")
+        self._held = gauge("held", "1 while this keeps the agent from going on: paused its episodes, the others its releases.", "by")
+        self._conflicts = gauge("source_conflicts", "Learned values that a changed source puts in question.")
         self._isolation = gauge("isolation_level", "How the agent's code is isolated: 0 not at all, 3 in namespaces.")
         for folded in (self._step, self._swap):
             self.registry.register(folded)
+        self._counted = {
+            "brake_faults": self._brake_faults,
+            "deadline_misses": self._misses,
+            "dropped": self._dropped,
+            "handovers": self._hand_overs,
+            "messages": self._messages,
+            "missed_ticks": self._missed,
+            "safe_actions": self._safe,
+            "stale_ticks": self._stale,
+        }
+        """What a runner counts, by its word for it."""
         self._queue = Gauge("agentd_queue_depth", "What waits in a queue.", ["queue"], registry=self.registry)
         self._write_errors_seen = 0
         self._write_errors = Counter("agentd_store_write_errors", "Writes that the store refused.", registry=self.registry)
@@ -113,14 +130,10 @@ class Metrics:
         """
         for name, amount in deltas.items():
             match name.split(".", 2):
-                case ["messages", direction]:
-                    self._messages.labels(agent, direction).inc(amount)
-                case ["dropped", reason]:
-                    self._dropped.labels(agent, reason).inc(amount)
-                case ["safe_actions", reason]:
-                    self._safe.labels(agent, reason).inc(amount)
-                case ["deadline_misses"]:
-                    self._misses.labels(agent).inc(amount)
+                case [kind, label] if kind in self._counted:
+                    self._counted[kind].labels(agent, label).inc(amount)
+                case [kind] if kind in self._counted:
+                    self._counted[kind].labels(agent).inc(amount)
                 case ["step_duration", role, bound]:
                     self._step.add((agent, role), float(bound), amount)
                 case ["step_duration_sum", role]:
@@ -177,6 +190,12 @@ class Metrics:
         self._start.labels(name).set(release.begun_at if release else 0.0)
         self._log_e.labels(name, "better").set(release.superiority.log_e if release else 0.0)
         self._log_e.labels(name, "worse").set(release.harm.log_e if release else 0.0)
+
+    def holds(self, state: AgentState) -> None:
+        """What an operator or a rule holds back now, and what waits for a person; called before a scrape."""
+        for word, held in (("paused", state.paused), ("frozen", state.frozen), ("quarantined", state.quarantine)):
+            self._held.labels(state.name, word).set(bool(held))
+        self._conflicts.labels(state.name).set(len(state.conflicts))
 
     def store(self, *, queued: int, write_errors: int) -> None:
         """How many episodes wait to be written, and how many writes have failed so far."""

@@ -10,6 +10,7 @@ from agentd.clock import Clock
 from agentd.environments import Environment
 from agentd.ids import make_id
 from agentd.records import Event, PairPlan, Value
+from agentd.runners.brake import Brake, ComputedBrake, ConstantBrake
 from agentd.runners.envelope import Envelope
 from agentd.runners.garbage import GarbageCollector
 from agentd.runners.pairs import Pairs
@@ -20,6 +21,8 @@ from agentd.spec import AgentSpec, EnvironmentKind
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Upper bounds, in seconds, of the histogram of step durations."""
 _BUCKET_NAMES = (*STEP_BUCKETS, "inf")
+NO_LAST_STEP = 2**31 - 1
+"""`max_steps` of an endless plant, as a number that every device can hold."""
 
 
 class Control:
@@ -48,16 +51,33 @@ class Control:
         self.pairs = Pairs(clock)
         self.envelope = Envelope.from_spec(spec, environment.action_space)
         self.safe_action: Value = environment.safe_action
-        self.max_steps = spec.environment.max_steps
         self.interval = spec.environment.episode_interval
         is_mqtt = spec.environment.kind is EnvironmentKind.MQTT
-        self.deadline = spec.environment.mqtt.deadline_ms / 1000.0 if is_mqtt else None
+        self.mqtt = spec.environment.mqtt if is_mqtt else None
+        self.episode_ticks = self.mqtt.episode_ticks if self.mqtt is not None else None
+        """Ticks of an episode of an endless plant; None: its own end ends it."""
+        self.max_steps = spec.environment.max_steps if self.episode_ticks is None else NO_LAST_STEP
         section = spec.environment.safe_action
         self.latches = section is not None and section.recovery == "latch"
+        self.deadline = _policy_deadline(spec)
+        """Seconds from an observation within which the policy has to answer; the safe action comes after it."""
+        self.brake: Brake = ConstantBrake(self.safe_action)
+        if section is not None and section.entrypoint is not None:
+            entrypoint = section.entrypoint
+            self.brake = ComputedBrake(
+                self.safe_action,
+                limit=section.deadline_ms / 1000.0,
+                envelope=self.envelope,
+                start=lambda source: workers.start_brake(source, entrypoint),
+                count=spool.count,
+                happened=self.happened,
+            )
         self.allowed_misses = spec.guardrails.deadline_misses_per_episode
         self.seed = seed if seed is not None else generator.getrandbits(31)
         self.stable: str | None = None
         self.paused = False
+        self.resumed = 0
+        """How often an operator has said that plants may be driven again."""
         self.draining = False
         self.cut = False
         """Episodes end at the next tick: the time for draining is over."""
@@ -119,3 +139,13 @@ class Control:
             self.spool.count("swaps")
             self.spool.count("swap_seconds", self.clock.monotonic() - self._routed_at)
             self._routed_at = None
+
+
+def _policy_deadline(spec: AgentSpec) -> float | None:
+    """What a policy gets of the time in which an action is due: not what the brake needs after it."""
+    if spec.environment.kind is not EnvironmentKind.MQTT:
+        return None
+    section, safe_action = spec.environment.mqtt, spec.environment.safe_action
+    whole = section.deadline_ms if section.rate_hz is None else min(section.deadline_ms, 1000.0 / section.rate_hz)
+    kept = safe_action.deadline_ms if safe_action is not None and safe_action.entrypoint is not None else 0.0
+    return max(whole - kept, whole / 2) / 1000.0

@@ -1,4 +1,4 @@
-"""One worker that drives one device through one episode, with a deadline for each answer."""
+"""One worker that drives one device, with a deadline for each answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,8 +21,9 @@ Spawn = Callable[[Awaitable[Any], str], "asyncio.Task[Any]"]
 class Pilot:
     """A policy at work. A late answer is discarded when it comes; meanwhile nothing is queued behind it.
 
-    `after` is what must be over first on the same worker: the end of its episode before this one.
-    `deadline` is in seconds from an observation's arrival; None leaves the time to the sandbox's `step_timeout`.
+    `after` is what must be over first on the same worker: the end of an episode that may not have begun there before this one.
+    `deadline` is in seconds from an observation's arrival; None leaves the time to the sandbox's `step_timeout`. `begun`: its policy is in
+    the middle of its work on this device already, and goes on as it is.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Pilot:
         clock: Clock,
         spawn: Spawn,
         after: "asyncio.Task[Any] | None" = None,
+        begun: bool = False,
     ) -> None:
         self.worker = worker
+        self.begun = begun
         self._device = device
         self._episode = episode
         self._seed = seed
@@ -45,7 +48,6 @@ class Pilot:
         self._clock = clock
         self._spawn = spawn
         self._after = after
-        self._begun = False
         self._pending: asyncio.Future[Value] | asyncio.Task[Value | SandboxError] | None = None
         self._corrected: Value = UNCHANGED
 
@@ -53,7 +55,7 @@ class Pilot:
         """Let the policy begin an episode. Raises SandboxError."""
         if self._after is not None:
             await asyncio.wait({self._after})
-        self._begun = True
+        self.begun = True
         await self.worker.reset(self._device, self._episode, self._seed)
 
     async def act(self, tick: int, observation: Value, received_at: float) -> Value:
@@ -64,7 +66,7 @@ class Pilot:
             late, self._pending = self._pending, None
             _outcome(late)
         answer: asyncio.Future[Value] | asyncio.Task[Value | SandboxError]
-        if self._begun:
+        if self.begun:
             answer = self._ask(tick, observation)  # on every tick but the first, and there without a task
         else:
             answer = self._spawn(self._begin_and_act(tick, observation), f"begin-{self._device}")
@@ -81,12 +83,35 @@ class Pilot:
         """Tell the policy, with the next observation, that the plant got this action and not its own."""
         self._corrected = action
 
-    async def finish(self, final_observation: Value) -> bytes | None:
-        """End the episode and take its trace (untrusted). Raises SandboxError."""
+    async def state(self) -> Value:
+        """What the policy would hand over to a successor, after the last observation that it was asked about. Raises SandboxError."""
+        return await self.worker.state(self._device)
+
+    async def load_state(self, state: Value) -> None:
+        """Let the policy, which has begun, go on from what a predecessor handed over. Raises SandboxError."""
+        await self.worker.load_state(self._device, state)
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether `end` tells the worker before it returns: it has begun, and no task of ours is about to ask it."""
+        return self.begun and not isinstance(self._pending, asyncio.Task)
+
+    def end(self, final_observation: Value) -> Awaitable[bytes | None]:
+        """End the episode; awaiting what it gives takes the trace (untrusted). Raises SandboxError, now or then.
+
+        Where it `ends_at_once`, the policy may be asked about the next episode's first observation as soon as this returns.
+        """
+        if not self.ends_at_once:
+            return self._end_later(final_observation)
+        if self._pending is not None:
+            self._pending.add_done_callback(_forget)
+        return self.worker.collect(self.worker.cut(self._device, final_observation))
+
+    async def _end_later(self, final_observation: Value) -> bytes | None:
         if self._pending is not None:
             await asyncio.wait((self._pending,))
             self._pending.exception()  # what a late answer says now, the end says too
-        return await self.worker.finish(self._device, final_observation) if self._begun else None
+        return await self.worker.finish(self._device, final_observation) if self.begun else None
 
     def _ask(self, tick: int, observation: Value) -> asyncio.Future[Value]:
         corrected, self._corrected = self._corrected, UNCHANGED
@@ -99,6 +124,12 @@ class Pilot:
             return await self._ask(tick, observation)
         except SandboxError as error:
             return error
+
+
+def _forget(late: "asyncio.Future[Any]") -> None:
+    """What a late answer says, the end of the episode says too."""
+    if not late.cancelled():
+        late.exception()
 
 
 def _outcome(answer: "asyncio.Future[Value] | asyncio.Task[Value | SandboxError]") -> Value:

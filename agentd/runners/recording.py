@@ -5,6 +5,8 @@ from agentd.environments import Transition
 from agentd.records import Episode, Outcome, Purpose, Role, Step, Value
 
 MAX_ERROR = 4000
+IDLE = frozenset({"paused", "latched"})
+"""Safe actions that say nothing of the revision that was to drive."""
 
 
 class Recording:
@@ -39,14 +41,17 @@ class Recording:
         self._clock = clock
         self._started_at = clock.time()
         self._began = clock.monotonic()
+        self._duration = 0.0
         self._steps: list[Step] = []
         self._open: tuple[Value, int, Value, str | None, float] | None = None
         """Observation, tick, action, safe and latency of the answer of which nothing has come yet."""
         self._final: Value = None
+        self._driven = False
 
     def answered(self, observation: Transition, tick: int, action: Value, safe: str | None, latency: float) -> None:
         """Note what was answered to an observation, before it is known what comes of it. `latency` in seconds."""
         self._settle()
+        self._driven = self._driven or safe not in IDLE
         self._open = (observation.observation, tick, action, safe, latency)
 
     def followed(self, transition: Transition) -> None:
@@ -77,6 +82,16 @@ class Recording:
         )
 
     @property
+    def ticks(self) -> int:
+        """How many observations have been answered."""
+        return len(self._steps) + (self._open is not None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody was asked at any of its ticks."""
+        return not self._driven
+
+    @property
     def final_observation(self) -> Value:
         """The last observation so far."""
         return self._final
@@ -86,9 +101,13 @@ class Recording:
         if not self.reason:
             self.reason, self.error = reason, error[-MAX_ERROR:]
 
-    def close(self, outcome: Outcome, trace: bytes | None = None) -> Episode:
-        """The finished record."""
+    def stop(self) -> None:
+        """The episode is over; what is left to do for its record is not part of it."""
         self._settle()
+        self._duration = self._clock.monotonic() - self._began
+
+    def close(self, outcome: Outcome, trace: bytes | None = None) -> Episode:
+        """The finished record of what was stopped."""
         return Episode(
             id=self.id,
             agent=self._agent,
@@ -98,7 +117,7 @@ class Recording:
             purpose=self.purpose,
             outcome=outcome,
             started_at=self._started_at,
-            duration=self._clock.monotonic() - self._began,
+            duration=self._duration,
             steps=tuple(self._steps),
             final_observation=self._final,
             seed=self.seed,

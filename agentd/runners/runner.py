@@ -18,6 +18,7 @@ from agentd.runners.control import Control
 from agentd.runners.link import DaemonLink
 from agentd.runners.loop import DeviceLoop
 from agentd.runners.messages import DeviceState, Done, Setup, ToRunner, Welcome
+from agentd.runners.pace import PacedDevice, Streaming
 from agentd.runners.paths import RunnerPaths
 from agentd.runners.replay import screen
 from agentd.runners.spool import Spool
@@ -107,6 +108,7 @@ class Runner:
                 await self._stopped.wait()
                 for chore in chores:
                     chore.cancel()
+                await self._control.brake.aclose()
 
     def _worker_ready(self) -> None:
         self._control.changed()
@@ -137,6 +139,20 @@ class Runner:
                 case Linked(reason=reason):
                     self._control.happened("broker.disconnected", f"the broker is out of reach: {reason}", reason=reason)
 
+    def _paced(self, device: Device) -> Device:
+        """The device as it is, or at a fixed rate."""
+        mqtt = self._control.mqtt
+        if mqtt is None or mqtt.rate_hz is None or not isinstance(device, Streaming):
+            return device
+        return PacedDevice(
+            device,
+            rate=mqtt.rate_hz,
+            dead_man=mqtt.dead_man_ms / 1000.0 if mqtt.dead_man_ms is not None else None,
+            timeout=mqtt.observation_timeout,
+            clock=self._clock,
+            count=self._spool.count,
+        )
+
     def _forget_loop(self, loop: "asyncio.Task[None]") -> None:
         self._loops = {name: running for name, running in self._loops.items() if running is not loop}
 
@@ -151,7 +167,7 @@ class Runner:
             await asyncio.wait({before})  # the same device in an earlier life
         while True:
             try:
-                await DeviceLoop(device, self._control).run()
+                await DeviceLoop(self._paced(device), self._control).run()
             except Exception:  # noqa: BLE001 - whatever is wrong with us, this plant and the others go on being controlled
                 traceback.print_exc()
                 self._control.happened("runner.fault", traceback.format_exc(limit=-3), device=device.id)
@@ -215,6 +231,7 @@ class Runner:
         return await handler(message) or Done(request=message.request)
 
     async def _load(self, message: messages.Load) -> Done:
+        await self._control.brake.fit(message.source)
         return Done(request=message.request, parameters=await self._workers.load(message.source, message.revision))
 
     async def _screen(self, message: messages.Screen) -> Done:
@@ -255,6 +272,7 @@ class Runner:
 
     async def _pause(self, message: messages.Pause | messages.Resume) -> None:
         self._control.paused = isinstance(message, messages.Pause)
+        self._control.resumed += not self._control.paused
         self._control.changed()
         await self._environment.announce("paused" if self._control.paused else "ready")
 

@@ -10,7 +10,7 @@ from agentd.clock import Clock
 from agentd.device import backoff
 from agentd.errors import RunnerError, SandboxError
 from agentd.records import Parameter, Revision, Source
-from agentd.sandbox import Isolation, Limits, PolicyWorker, Zygote
+from agentd.sandbox import BrakeWorker, Isolation, Limits, PolicyWorker, Zygote
 
 _LIVED_WELL = 30.0
 """Seconds after which a worker's death is no longer counted with the one before."""
@@ -109,6 +109,11 @@ class Workers:
         """A loaded revision by its id."""
         slot = self._slots.get(revision)
         return slot.revision if slot is not None else None
+
+    async def start_brake(self, source: Source, entrypoint: str) -> BrakeWorker:
+        """A process of its own for the author's safe action. Raises SandboxError."""
+        zygote = await self._living_zygote()
+        return await BrakeWorker.start(zygote, source=source, entrypoint=entrypoint, limits=self._limits, on_log=self._on_log)
 
     def hold(self, revision: str) -> None:
         """An episode of this revision begins: its worker stays until `release`."""

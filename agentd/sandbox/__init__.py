@@ -6,24 +6,27 @@
         action = await worker.act("robot-1", 0, observation)
 
 Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `logs`, `policy`, `feedback`,
-`limits`. The other side of the border, which must import little: `main`, `server`, `policies`, `judging`, `loader`, `telltale`, `output`,
-`lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are resolved lazily, so that the zygote
-never imports pydantic by accident.
+`brake`, `limits`. The other side of the border, which must import little: `main`, `server`, `policies`, `judging`, `braking`, `loader`,
+`telltale`, `output`, `lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are resolved
+lazily, so that the zygote never imports pydantic by accident.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentd.sandbox.brake import BrakeWorker
     from agentd.sandbox.feedback import FeedbackWorker
     from agentd.sandbox.isolation import Isolation, probe
     from agentd.sandbox.limits import Limits
-    from agentd.sandbox.policy import UNCHANGED, PolicyWorker
+    from agentd.sandbox.policy import UNCHANGED, Cut, PolicyWorker
     from agentd.sandbox.zygote import Zygote
 
-__all__ = ["UNCHANGED", "FeedbackWorker", "Isolation", "Limits", "PolicyWorker", "Zygote", "probe"]
+__all__ = ["UNCHANGED", "BrakeWorker", "Cut", "FeedbackWorker", "Isolation", "Limits", "PolicyWorker", "Zygote", "probe"]
 
 _HOMES = {
+    "BrakeWorker": "brake",
+    "Cut": "policy",
     "FeedbackWorker": "feedback",
     "Isolation": "isolation",
     "Limits": "limits",

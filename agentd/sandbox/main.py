@@ -25,7 +25,7 @@ ALWAYS_IMPORTED = (
     "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "encodings.ascii",
     "encodings.latin_1", "enum", "functools", "heapq", "inspect", "itertools", "linecache", "logging", "math", "operator", "random",
     "statistics", "string", "textwrap", "tokenize", "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies",
-    "agentd.sandbox.judging",
+    "agentd.sandbox.judging", "agentd.sandbox.braking",
 )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ _COLLECT_AFTER = 1_000
 
 
 class Program(Protocol):
-    """What a worker does: one of agentd.sandbox.policies, agentd.sandbox.judging."""
+    """What a worker does: one of agentd.sandbox.policies, agentd.sandbox.judging, agentd.sandbox.braking."""
 
     def load(self, request: Load) -> Value:
         """Import and build the untrusted program."""
@@ -58,7 +58,11 @@ class Program(Protocol):
         """Do any other request."""
 
 
-_PROGRAMS = {"policy": ("agentd.sandbox.policies", "PolicyProgram"), "feedback": ("agentd.sandbox.judging", "JudgeProgram")}
+_PROGRAMS = {
+    "policy": ("agentd.sandbox.policies", "PolicyProgram"),
+    "feedback": ("agentd.sandbox.judging", "JudgeProgram"),
+    "brake": ("agentd.sandbox.braking", "BrakeProgram"),
+}
 
 
 class Connection:

@@ -1,0 +1,144 @@
+"""The safe action. A value needs nobody; a function of the author's gets a process of its own, a limit of time, and the value behind it.
+
+The function comes from the agent's files as their author wrote them. It must not run where a policy does, since code that was learned can
+change whatever it shares a process with; and not in the runner, since it may hang. So it runs as policies do, forked from the same zygote,
+locked down in the same way, but with no revision's values. What it gives is checked against the envelope, without the rate of change:
+a brake may be as sudden as it must be.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol, Self
+
+from agentd.errors import PolicyError, SandboxError
+from agentd.records import Source, Value
+from agentd.runners.envelope import Envelope
+from agentd.sandbox import BrakeWorker
+
+RESTART = 0.5
+"""Seconds before a brake that died is started again."""
+
+
+class Brake(Protocol):
+    """What gives the safe action."""
+
+    async def action(self, observation: Value) -> Value:
+        """The safe action on `observation`, soon, whatever happens."""
+        ...
+
+    async def fit(self, source: Source) -> None:
+        """Take the function from this source from now on. Raises SandboxError when it can't be loaded."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what runs."""
+        ...
+
+
+class ConstantBrake:
+    """The value of `[environment.safe_action]`."""
+
+    def __init__(self, value: Value) -> None:
+        self._value = value
+
+    async def action(self, observation: Value) -> Value:  # noqa: ARG002 - the same for every observation
+        """The value."""
+        return self._value
+
+    async def fit(self, source: Source) -> None:
+        """It needs no source."""
+
+    async def aclose(self) -> None:
+        """Nothing runs."""
+
+
+class ComputedBrake:
+    """The function that `[environment.safe_action] entrypoint` names, with the value behind it. `limit` is in seconds.
+
+    `brake_faults` are counted by reason: dead, late, error, invalid.
+    """
+
+    def __init__(
+        self,
+        value: Value,
+        *,
+        limit: float,
+        envelope: Envelope,
+        start: Callable[[Source], Awaitable[BrakeWorker]],
+        count: Callable[[str], None],
+        happened: Callable[[str, str], None],
+    ) -> None:
+        self._value = value
+        self._limit = limit
+        self._envelope = envelope
+        self._start = start
+        self._count = count
+        self._happened = happened
+        self._digest = ""
+        self._worker: BrakeWorker | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._pending: asyncio.Future[Value] | None = None
+
+    async def action(self, observation: Value) -> Value:
+        """The function's action if it is there in time and within the envelope, else the value."""
+        if self._worker is None or (self._pending is not None and not self._pending.done()):
+            return self._instead("dead" if self._worker is None else "late")  # nothing is queued behind an answer that is late
+        try:
+            answer = self._worker.ask(observation)
+            await asyncio.wait((answer,), timeout=self._limit)
+            if not answer.done():
+                self._pending = answer
+                answer.add_done_callback(_forget)
+                return self._instead("late")
+            return self._envelope.check(answer.result(), None)
+        except ValueError:
+            return self._instead("invalid")
+        except SandboxError as error:
+            return self._instead("error" if isinstance(error, PolicyError) else "dead")
+
+    def _instead(self, reason: str) -> Value:
+        self._count(f"brake_faults.{reason}")
+        return self._value
+
+    async def fit(self, source: Source) -> None:
+        """Start the function of this source, then end the one before. Raises SandboxError when it can't be loaded."""
+        if source.digest == self._digest:
+            return
+        worker = await self._start(source)
+        await self.aclose()
+        self._digest, self._worker = source.digest, worker
+        self._keeper = asyncio.create_task(self._keep(source, worker), name="brake")
+
+    async def _keep(self, source: Source, worker: BrakeWorker) -> None:
+        """Start it again when it has died: it is killed when it hangs."""
+        try:
+            while True:
+                await worker.died.wait()
+                await worker.aclose()
+                self._happened("brake.died", "what computes the safe action died and is started again; meanwhile the value is used")
+                while worker.died.is_set():
+                    await asyncio.sleep(RESTART)
+                    with contextlib.suppress(SandboxError):
+                        self._worker = worker = await self._start(source)
+        finally:
+            self._worker = None
+            await worker.aclose()
+
+    async def aclose(self) -> None:
+        """End it."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+            self._keeper = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+
+def _forget(late: "asyncio.Future[Value]") -> None:
+    if not late.cancelled():
+        late.exception()
