@@ -16,6 +16,7 @@ from agentd.records import TraceGraph, TraceNode
 
 _WIDTH, _LANE, _LINE, _GAP_X, _GAP_Y, _MARGIN = 190, 6, 14, 18, 46, 16
 _CHARACTERS = 30  # that fit into a box
+_ISOLATED = 6  # to a row, of what nothing was computed from
 _SWEEPS = 8
 _STRAIGHT = 8.0  # how much more a lane wants to be straight than a box wants to be near
 _MAX_TITLE = 4_000
@@ -171,6 +172,12 @@ def _levels(graph: TraceGraph) -> list[int]:
     for index in range(len(levels) - 1, -1, -1):  # inputs stand just above their first user
         if not graph.nodes[index].parents and index in children:
             levels[index] = min(levels[child] for child in children[index]) - 1
+    isolated = [index for index, node in enumerate(graph.nodes) if not node.parents and index not in children]
+    if len(isolated) > 1:  # in short rows of their own above the rest, which they would make too wide
+        down = -(-len(isolated) // _ISOLATED)
+        levels = [level + down for level in levels]
+        for place, index in enumerate(isolated):
+            levels[index] = place // _ISOLATED
     return levels
 
 
@@ -201,6 +208,15 @@ def shown_value(value: Any) -> str:
         return json.dumps(value, default=str, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return f"<{type(value).__name__}>"
+
+
+def rounded(value: Any) -> Any:
+    """`value` with its numbers to six digits, which is what an eye wants."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list | tuple):
+        return [rounded(item) if isinstance(item, float) else item for item in value]
+    return value
 
 
 def _fit(text: str) -> str:

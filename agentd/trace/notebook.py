@@ -11,7 +11,7 @@ _STYLE = "border:2px solid {};background:{};border-radius:5px;padding:8px;margin
 
 
 def step_html(step: int, optimizer: Any, *, graph: bool = True, improvement: bool = True) -> Any:
-    """Step `step` of `optimizer.log` (entries with "response", and "problem_instance" where kept): problem, reasoning, suggestion.
+    """Step `step` of `optimizer.log` (entries with "response", and "problem_instance" or "user_prompt"): problem, reasoning, suggestion.
 
     Displayed in a notebook, where it returns None; elsewhere the HTML text. Everything in it is escaped: it comes from traces and models.
     """
@@ -21,6 +21,8 @@ def step_html(step: int, optimizer: Any, *, graph: bool = True, improvement: boo
     summaries = getattr(optimizer, "summary_log", None)
     if problem is None and summaries:
         problem = summaries[step].get("problem_instance")
+    if problem is None:
+        problem = entry.get("user_prompt")
     parts = []
     if graph and problem is not None:
         parts.append(_block(f"Trace graph, step {step}", str(problem), "#9e9e9e", "#f0f0f0"))

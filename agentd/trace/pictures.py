@@ -14,7 +14,7 @@ import msgspec
 
 from agentd.records import NodeKind, TraceGraph, TraceNode
 from agentd.trace.core import AbstractNode
-from agentd.trace.drawing import shown_value, to_svg
+from agentd.trace.drawing import rounded, shown_value, to_svg
 from agentd.trace.export import export
 from agentd.trace.folding import fold
 from agentd.trace.forms import IDENTITY_OPERATORS
@@ -135,9 +135,9 @@ class Picture:
         dropped = f"<p>{self.graph.dropped_nodes} nodes were not recorded.</p>" if self.graph.dropped_nodes else ""
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Trace graph</title>'
-            "<style>body{font-family:sans-serif;margin:1rem}svg{max-width:100%;height:auto}"
+            "<style>body{font-family:sans-serif;margin:1rem}.graph{overflow-x:auto}"  # a wide one is scrolled, not shrunk
             "text{font-size:11px}g:hover rect{stroke-width:3}</style></head>"
-            f"<body>{words}{dropped}{svg}</body></html>"
+            f'<body>{words}{dropped}<div class="graph">{svg}</div></body></html>'
         )
 
     def _repr_html_(self) -> str:
@@ -152,7 +152,7 @@ class Picture:
         value = node.value
         if node.operator == FOLDED and isinstance(value, dict):
             return _folded_lines(value, self._limit)
-        shown = shown_value(value)
+        shown = shown_value(rounded(value))
         lines = [f"{_short(node.name, 60)}{mark}"]
         if node.operator and not node.name.startswith(node.operator):
             lines.append(f"[{_short(node.operator, 60)}]")

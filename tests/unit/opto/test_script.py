@@ -349,8 +349,10 @@ def test_steps_are_logged_as_render_opt_step_shows_them_and_as_json_can_hold(ans
     assert "larger" in entry["user_prompt"]
     assert entry["response"] == suggest(x=3.0)
     page = render_opt_step(0, optimizer)
-    assert "larger &lt;b&gt;" in page
+    assert page.count("larger &lt;b&gt;") == 2, "in the problem, and as feedback"
+    assert "#Variables" in page
     assert "3.0" in page
+    assert "#Variables" not in render_opt_step(0, optimizer, no_trace_graph=True)
     assert OptoPrime([x], answers(), log=False).log is None
 
 

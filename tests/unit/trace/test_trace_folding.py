@@ -265,6 +265,32 @@ def test_no_edge_passes_behind_a_box(seed, reverse):
             assert not any(left + 1 < x < left + width - 1 and top + 1 < y < top + height - 1 for left, top, width, height in boxes)
 
 
+def test_inputs_that_nothing_was_computed_from_stand_in_short_rows_above_the_rest():
+    with Graph() as graph:
+        alone = [node(number) for number in range(20)]
+        result = node(1.0) + 2.0
+    page = graph.to_html()
+    boxes = [(float(x), float(y)) for x, y in re.findall(r'<rect x="(\S+)" y="(\S+)"', page)]
+    assert len(boxes) == len(alone) + 3
+    assert len({x for x, _ in boxes}) < 12
+    assert max(x for x, _ in boxes) < 1_300
+    lowest = max(boxes, key=lambda box: box[1])
+    assert boxes.index(lowest) == len(boxes) - 1, result
+
+
+def test_numbers_are_shown_to_six_digits_and_whole_on_hover():
+    page = picture(node(0.1) + 0.2).to_html()
+    assert ">0.3</text>" in page
+    assert "0.30000000000000004</title>" in page
+    assert ">[0.333333, 1]</text>" in picture(bundle()(lambda x: [x / 3, 1])(1)).to_html()
+
+
+def test_a_wide_picture_is_scrolled_and_not_shrunk():
+    page = picture(tangled(500, 1)).to_html()
+    assert "overflow-x:auto" in page
+    assert "max-width" not in page
+
+
 def points_of(path):
     """Points along a path of M, C and V commands."""
     x = y = 0.0
