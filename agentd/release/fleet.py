@@ -35,17 +35,19 @@ def is_covered(release: Release) -> bool:
     return not release.fleet or release.step >= len(_ramp(release.settings))
 
 
-def widen(release: Release, ready: Mapping[str, Labels]) -> Release:
+def widen(release: Release, ready: Mapping[str, Labels], *, over: bool = False) -> Release:
     """The release with the devices that it may touch now: the same object unless a step begins or the last one is over.
 
-    `ready` are the devices that are there, with their labels. While one exposed device is there, no other takes the place of those that
-    left: a candidate that drives devices away shall not be given more of them.
+    With `over` an operator says that the step is over, whatever it has shown.
+
+    `ready` are the devices that are there, with their labels. Before a step is over nobody takes the place of a device that left or was
+    withdrawn, unless none is there any more: a candidate that drives devices away shall not be given more of them.
     """
     gone = set(withdrawn(release))
     staying = exposed(release)
     present = [device for device in staying if device in ready]
     usable = {device: labels for device, labels in ready.items() if device not in gone}
-    if not usable or (present and not _is_over(release, present)):
+    if not usable or (present and not over and not _is_over(release, present)):
         return release
     size = len(usable.keys() | set(staying))
     counts = [max(1, int(share * size + 1e-9)) for share in _ramp(release.settings)]  # 0.29 * 100 is a hair less than 29

@@ -306,9 +306,10 @@ def _errors(release: Release) -> Verdict | None:
     settings, episodes, others = release.settings, release.candidate_episodes, release.reference_episodes
     if not episodes:
         return None
-    rate = release.candidate_aborted / episodes
-    if release.candidate_aborted >= ABORTED_EPISODES_BEFORE_RATE and rate >= settings.abort_error_rate:
-        reason = f"error rate {rate:.0%} ({release.candidate_aborted} of {episodes} episodes) reached {settings.abort_error_rate:.0%}"
+    aborted = release.candidate_aborted - len(fleet.withdrawn(release))  # a device that went back alone has taken its abort along
+    rate = aborted / episodes
+    if aborted >= ABORTED_EPISODES_BEFORE_RATE and rate >= settings.abort_error_rate:
+        reason = f"error rate {rate:.0%} ({aborted} of {episodes} episodes) reached {settings.abort_error_rate:.0%}"
         return _verdict(release, Phase.REJECTED, reason, stage="guardrail")
     reference_rate = release.reference_aborted / others if others else 0.0
     if min(episodes, others) >= PAIRS_BEFORE_COMPARING_ERRORS and rate - reference_rate > settings.max_error_rate_increase:
