@@ -11,25 +11,23 @@ A thin wrapper around the optimizers of the daemon: memory is kept in the object
 works inside a running event loop (Jupyter): the work is then done in a thread with a loop of its own.
 """
 
-import asyncio
 import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from agentd.errors import BudgetExhausted, ModelError, OptimizerError
 from agentd.opto.asking import AskingOptions
-from agentd.opto.contract import BudgetLimits, OptimizerContext
+from agentd.opto.contract import OptimizerContext
 from agentd.opto.factory import make_optimizer
 from agentd.opto.rendering import Section
-from agentd.opto.script_models import Listener, model_names, opened
+from agentd.opto.script_models import SCRIPT, UNLIMITED, Listener, model_names, opened, run
 from agentd.opto.space import same
 from agentd.opto.told import Case, Told
 from agentd.records import Feedback, MemoryEntry, Parameter, Problem, Proposal, Value
-from agentd.trace import Node, ParameterNode, submit
+from agentd.trace import Node, ParameterNode
 from agentd.trace.parameters import assign, describe, plain
 from agentd.trace.utils import sum_feedback
 
@@ -37,14 +35,9 @@ __all__ = ["OPRO", "Hybrid", "OptoPrime", "OptoPrimeMulti", "Search", "TextGrad"
 
 Selector = Callable[[list[dict[ParameterNode, Any]]], dict[ParameterNode, Any]]
 
-_AGENT = "script"
-_UNLIMITED = BudgetLimits(dollars_per_day=None, calls_per_hour=None, tokens_per_proposal=None)
-
 _OPTIONS = {*AskingOptions.__struct_fields__, "parts", "startup"}
 _OF_TRACE = {"highlight_variables", "include_example", "json_keys", "prompt_symbols", "use_json_object_format"}
 """Options of Trace's prompts, which agentd words itself: accepted, without effect."""
-
-T = TypeVar("T")
 
 
 class ScriptOptimizer:
@@ -155,8 +148,8 @@ class ScriptOptimizer:
         values = {path: plain(parameter.data, path) for path, parameter in self._named.items()}
         base, memory = self._base(values)
         context = OptimizerContext(
-            agent=_AGENT,
-            stable="script",
+            agent=SCRIPT,
+            stable=SCRIPT,
             parameters=tuple(self._records.values()),
             values=base,
             objective=self.objective,
@@ -164,7 +157,7 @@ class ScriptOptimizer:
             models=model_names(self._llm),
             history=self._memory_size,
             allowed_imports=self._allowed_imports,
-            budget=_UNLIMITED,
+            budget=UNLIMITED,
             options=options,
             at=float(len(self._memory)),
         )
@@ -180,7 +173,7 @@ class ScriptOptimizer:
             for case, record in self._cases()
         ]
         try:
-            self.last = _run(self._ask(context, problems, memory, verbose))
+            self.last = run(self._ask(context, problems, memory, verbose))
         except (ModelError, BudgetExhausted):
             raise
         except OptimizerError as error:
@@ -219,7 +212,7 @@ class ScriptOptimizer:
 
     async def _ask(self, context: OptimizerContext, problems: list[Problem], memory: list[MemoryEntry], verbose: bool | str) -> Proposal:
         seed = self._seeds.randrange(2**31)
-        async with opened(self._llm, _AGENT, _UNLIMITED) as llm:
+        async with opened(self._llm) as llm:
             listener = Listener(llm, verbose)
             try:
                 return await make_optimizer(context, listener).propose(problems, memory, seed)
@@ -334,13 +327,3 @@ def _sections(mask: Iterable[str]) -> list[Value]:
 
 def _last(candidates: Sequence[dict[ParameterNode, Any]]) -> dict[ParameterNode, Any]:
     return candidates[-1] if candidates else {}
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of `coroutine`; in a thread where this one already runs a loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1, thread_name_prefix="optimizer") as pool:
-        return submit(pool, asyncio.run, coroutine).result()

@@ -1,18 +1,25 @@
-"""The models that scripts give to optimizers: named as litellm names them, objects with `complete`, or callables as Trace's are."""
+"""The models of scripts, for optimizers and for programs: litellm names, objects with `complete`, or callables as Trace's are."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from agentd.clock import SystemClock
 from agentd.errors import ModelError
 from agentd.opto.budget import Ledger
-from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest
+from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, Message
 from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.trace import submit
 
-__all__ = ["Listener", "model_names", "opened"]
+__all__ = ["SCRIPT", "UNLIMITED", "Listener", "ScriptHost", "model_names", "opened", "run"]
+
+SCRIPT = "script"
+UNLIMITED = BudgetLimits(dollars_per_day=None, calls_per_hour=None, tokens_per_proposal=None)
+
+T = TypeVar("T")
 
 _VARIABLES = ("AGENTD_MODELS", "TRACE_LITELLM_MODEL")
 
@@ -30,15 +37,47 @@ def model_names(given: Any) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def opened(given: Any, agent: str, limits: BudgetLimits) -> AsyncIterator[Llm]:
+async def opened(given: Any) -> AsyncIterator[Llm]:
     """The way to the model: a client of its own for names, else what was given."""
     if given is None or isinstance(given, str | list | tuple):
         ledger = Ledger()
-        ledger.limit(agent, limits)
+        ledger.limit(SCRIPT, UNLIMITED)
         async with LitellmClient(LlmSettings(models=model_names(given)), ledger, SystemClock()) as client:
             yield client
     else:
         yield given if hasattr(given, "complete") else _Callable(given)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of `coroutine`; in a thread where this one already runs a loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1, thread_name_prefix="optimizer") as pool:
+        return submit(pool, asyncio.run, coroutine).result()
+
+
+class ScriptHost:
+    """Answers what traced code asks of models in a script: `with hosted(ScriptHost("openai/gpt-4.1-mini")):`.
+
+    `llm` is what the optimizers of `agentd.opto` take; without one AGENTD_MODELS or TRACE_LITELLM_MODEL names the model.
+    """
+
+    def __init__(self, llm: Any = None) -> None:
+        self._llm = llm
+
+    def complete(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int = 2048, temperature: float = 0.3) -> str:
+        """The model's answer. Raises ModelError, also where no model is named."""
+        said = tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+        request = LlmRequest(
+            agent=SCRIPT, purpose="program", messages=said, models=model_names(self._llm), max_tokens=max_tokens, temperature=temperature
+        )
+        return run(self._ask(request)).text
+
+    async def _ask(self, request: LlmRequest) -> LlmReply:
+        async with opened(self._llm) as llm:
+            return await llm.complete(request)
 
 
 class Listener:

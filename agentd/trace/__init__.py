@@ -12,6 +12,7 @@ from agentd.trace.containers import Map, NodeContainer, ParameterContainer, Seq
 from agentd.trace.context import name_scope, stop_tracing, submit
 from agentd.trace.errors import BackwardError, ExecutionError, TraceMissingInputsError
 from agentd.trace.graph import GRAPH, Graph
+from agentd.trace.host import Host, hosted
 from agentd.trace.iterators import iterate
 from agentd.trace.modules import Module, model
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, node
@@ -23,6 +24,7 @@ __all__ = [
     "ExecutionError",
     "FunModule",
     "Graph",
+    "Host",
     "Map",
     "MessageNode",
     "Module",
@@ -34,6 +36,7 @@ __all__ = [
     "TraceMissingInputsError",
     "apply_op",
     "bundle",
+    "hosted",
     "iterate",
     "model",
     "name_scope",

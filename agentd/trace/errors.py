@@ -53,8 +53,16 @@ def _combined(kind: type[Exception]) -> type[ExecutionError]:
 
 
 def execution_error(exception_node: ExceptionNode, cause: Exception) -> ExecutionError:
-    """The ExecutionError to raise for `cause`."""
+    """The ExecutionError to raise for `cause`, with the attributes that it has."""
+    kind = _combined(type(cause))  # type: ignore[arg-type]  # classes are hashable
     try:
-        return _combined(type(cause))(exception_node)  # type: ignore[arg-type]  # classes are hashable
-    except TypeError:  # a class whose instances can't be made so
-        return ExecutionError(exception_node)
+        made = kind(exception_node)
+    except TypeError:  # its constructor wants more
+        try:
+            made = kind.__new__(kind, exception_node._data)
+            made.exception_node = exception_node
+        except TypeError:
+            made = ExecutionError(exception_node)
+    for name, value in vars(cause).items():
+        vars(made).setdefault(name, value)
+    return made

@@ -9,6 +9,7 @@ import types
 from typing import Any
 
 from agentd.trace.bundle import FunModule, bundle
+from agentd.trace.host import current_host
 from agentd.trace.nodes import Node, apply, node
 from agentd.trace.primitives import ARGUMENTS, PRIMITIVES
 
@@ -49,6 +50,13 @@ def call(fun: Any, *args: Any, **kwargs: Any) -> Any:
         args = tuple(argument._data if isinstance(argument, Node) else argument for argument in args)
         kwargs = {key: argument._data if isinstance(argument, Node) else argument for key, argument in kwargs.items()}
     return function(*args, **kwargs)
+
+
+@bundle()  # type: ignore[untyped-decorator]  # as above
+def call_llm(system_prompt: Any, *user_prompts: Any, **options: Any) -> str:
+    """Asks the language model of whoever runs the program (agentd.trace.host). Options: max_tokens, temperature."""
+    messages = [{"role": "system", "content": str(system_prompt)}, *({"role": "user", "content": str(text)} for text in user_prompts)]
+    return current_host().complete(messages, **options)
 
 
 def _takes_nodes(function: Any) -> bool:

@@ -115,6 +115,23 @@ def test_an_error_of_an_operation_is_a_node_and_still_the_error_it_was():
     assert isinstance(error.__cause__, ZeroDivisionError)
 
 
+def test_an_error_keeps_its_attributes_also_one_that_is_hard_to_make():
+    class Refused(Exception):  # noqa: N818 - a program's own
+        def __init__(self, *, status):
+            super().__init__(f"status {status}")
+            self.status = status
+
+    class Service:
+        def __add__(self, _):
+            raise Refused(status=429)
+
+    with pytest.raises(Refused) as raised:
+        node(Service()) + 1
+    assert isinstance(raised.value, ExecutionError)
+    assert raised.value.status == 429
+    assert raised.value.exception_node.data == "(Refused) status 429"
+
+
 @pytest.mark.parametrize("kind", [KeyError, OSError, UnicodeDecodeError, StopIteration, AttributeError])
 def test_errors_of_any_class_survive_tracing(kind):
     class Odd:

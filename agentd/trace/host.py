@@ -1,0 +1,48 @@
+"""How traced code reaches models: through whoever runs it, who holds the keys and the budget.
+
+A script that says nothing has the models that the environment names, as a program for Trace has; it is found by name, since it lies in a
+higher layer.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+__all__ = ["Host", "current_host", "hosted"]
+
+_OF_SCRIPTS = "agentd.opto.script_models", "ScriptHost"
+
+
+class Host(Protocol):
+    """Who runs the program. Called from the program's own thread, also from within an event loop, and blocks."""
+
+    def complete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """A model's answer to `messages` (each with "role" and "content"). Raises ModelError and BudgetExhausted."""
+        ...
+
+
+_host: contextvars.ContextVar[Host | None] = contextvars.ContextVar("agentd_trace_host", default=None)
+
+
+@contextmanager
+def hosted(host: Host) -> Iterator[None]:
+    """Within, `host` answers what traced code asks of models: in this context, and in the tasks that it starts."""
+    token = _host.set(host)
+    try:
+        yield
+    finally:
+        _host.reset(token)
+
+
+def current_host() -> Host:
+    """The host of this context."""
+    found = _host.get()
+    if found is None:
+        module, name = _OF_SCRIPTS
+        found = getattr(importlib.import_module(module), name)()
+        _host.set(found)
+    return found
