@@ -15,9 +15,9 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
+from daemons import Daemon, of, serve
 
 from agentd.records import Outcome, PairPlan, Purpose, Role
-from agentd.runners.local import Counted, DevicesChanged, Finished, Happened, Lost
 
 BALANCE = """
     class Controller:
@@ -89,41 +89,6 @@ class Robot:
             assert all(line["action"] in (0, 1) for line in lines)
 
 
-class Daemon:
-    """Reads and acknowledges what a runner tells, in the background."""
-
-    def __init__(self, runner) -> None:
-        self.runner = runner
-        self.episodes = []
-        self.events = []
-        self.counts = collections.Counter()
-        self.devices = {}
-        self.lost = None
-        self._task = asyncio.create_task(self._read())
-
-    async def _read(self):
-        while self.lost is None:
-            match await self.runner.next():
-                case Finished(episode=episode):
-                    self.episodes.append(episode)
-                    await self.runner.acknowledge(episode.id)
-                case Happened(event=event):
-                    self.events.append(event)
-                case Counted(deltas=deltas):
-                    self.counts.update(deltas)
-                case DevicesChanged(devices=devices):
-                    self.devices = {device.id: device.status for device in devices}
-                case Lost(reason=reason):
-                    self.lost = reason
-
-    def kinds(self):
-        return {event.kind for event in self.events}
-
-    async def aclose(self):
-        await self.runner.abandon()
-        await self._task
-
-
 @pytest.fixture
 def mqtt_spec(make_spec):
     def make(deadline_ms=100.0, **sections):
@@ -144,17 +109,6 @@ def mqtt_spec(make_spec):
 async def plant(tmp_path, mosquitto):
     async with Robot(tmp_path / "robot.jsonl", mosquitto.url) as robot:
         yield robot
-
-
-async def serve(runners, spec, broker, program, **options):
-    runner = await runners.start(spec, broker=broker.url, **options)
-    await runner.load(*program)
-    await runner.route(program[1].id)
-    return Daemon(runner)
-
-
-def of(daemon, **wanted):
-    return [one for one in daemon.episodes if all(getattr(one, name) == value for name, value in wanted.items())]
 
 
 async def test_the_robot_and_the_runner_tell_the_same_story(runners, mqtt_spec, mosquitto, plant, make_program, until):

@@ -1,0 +1,269 @@
+"""A plant that is never reset: its episodes are stretches of its life, and no change of policy may be felt between two ticks.
+
+The policy counts: each action is the one before plus one. So the plant's own log shows at once what a switch did to it: nothing, if the
+state was handed over; a jump, if it wasn't.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+
+import pytest
+from daemons import of, serve
+
+from agentd.device import Applied, Device
+from agentd.records import Outcome, PairPlan, Purpose, Role
+
+TICKS = 20
+COUNTER = """
+    class Controller:
+        def __init__(self):
+            self.count = 0.0
+
+        def reset(self, seed):
+            self.count = 0.0
+
+        def act(self, observation):
+            self.count += 1.0
+            return self.count
+
+        def state(self):
+            return {"count": self.count}
+
+        def load_state(self, state):
+            self.count = state["count"]
+"""
+DECEIVER = COUNTER.replace('return {"count": self.count}', 'return {"count": 5000.0}')
+REFUSER = COUNTER.replace('self.count = state["count"]', 'raise KeyError("integral")')
+INFINITE = COUNTER.replace('return {"count": self.count}', 'return {"count": float("inf")}')
+RAISER = COUNTER.replace("return self.count\n", "raise ArithmeticError\n", 1)
+CANDIDATES = {"deceiver": DECEIVER, "infinite": INFINITE, "refuser": REFUSER, "raiser": RAISER}
+
+
+class Plant:
+    """Takes what it gets, for ever, and remembers it."""
+
+    def __init__(self, url: str, **options) -> None:
+        self.applied: list[Applied] = []
+        self.resets = 0
+        self._device = Device(
+            url,
+            "plant",
+            agent="cartpole",
+            on_reset=self._on_reset,
+            on_step=lambda action: (float(action), 0.0, False, False, {}),
+            fallback=-1.0,
+            log=self.applied.append,
+            **{"action_timeout": 0.5, "step_interval": 0.004, "seedable": False} | options,
+        )
+
+    def _on_reset(self, _seed):
+        self.resets += 1
+        return 0.0
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._device.run())
+        return self
+
+    async def __aexit__(self, *exception):
+        self._device.stop()
+        await self._task
+
+    def jumps(self, since=0):
+        """Ticks whose action is not the one before plus one."""
+        pairs = itertools.pairwise(line.action for line in self.applied[since:])
+        return [(since + tick, before, after) for tick, (before, after) in enumerate(pairs) if after != before + 1]
+
+    def revisions(self, since=0):
+        return {line.revision for line in self.applied[since:] if line.source == "action"}
+
+    def prove(self):
+        """One action for each tick of a life without a reset, and never its own fallback."""
+        assert self.resets == 1
+        assert [line.step for line in self.applied] == list(range(len(self.applied)))
+        assert "fallback" not in {line.source for line in self.applied}
+
+
+@pytest.fixture
+def endless(make_spec):
+    def make(recovery="resume", **mqtt):
+        environment = {
+            "kind": "mqtt",
+            "mqtt": {"deadline_ms": 250.0, "episode_ticks": TICKS} | mqtt,
+            "observation_space": {"low": -1e9, "high": 1e9},
+            "action_space": {"low": -1e9, "high": 1e9},
+            "safe_action": {"value": -7.0, "recovery": recovery},
+        }
+        return make_spec(environment=environment, sandbox={"step_timeout": "1s"})
+
+    return make
+
+
+@pytest.fixture
+async def plant(mosquitto):
+    async with Plant(mosquitto.url) as plant:
+        yield plant
+
+
+def plan(stable, candidate, name="p1", order=(Role.CANDIDATE, Role.STABLE)):
+    return PairPlan(id=name, release="r", agent="cartpole", device="plant", order=order, reference=stable[1].id, candidate=candidate[1].id)
+
+
+async def test_a_life_is_cut_in_episodes_that_nobody_feels_and_left_at_the_end_of_one(
+    runners, endless, mosquitto, plant, make_program, until
+):
+    daemon = await serve(runners, endless(), mosquitto, make_program(COUNTER))
+    await until(lambda: len(of(daemon, outcome=Outcome.FINISHED)) >= 4)
+    plant.prove()
+    assert plant.jumps() == []
+    whole = of(daemon, outcome=Outcome.FINISHED)
+    assert {len(episode.steps) for episode in whole} == {TICKS}
+    assert all(episode.trace for episode in whole)
+    assert whole[1].steps[0].observation == whole[0].final_observation
+    assert [step.tick for step in whole[1].steps] == list(range(TICKS))
+    await daemon.runner.drain(10.0)
+    await until(lambda: daemon.lost)
+    assert {episode.outcome for episode in daemon.episodes} == {Outcome.FINISHED}
+    assert {len(episode.steps) for episode in daemon.episodes} == {TICKS}
+    await until(lambda: plant.applied[-1].source == "fallback")
+    assert [line.source for line in plant.applied if line.source != "fallback"][-1] == "safe"
+    await daemon.aclose()
+
+
+async def test_promotion_pairs_and_rollback_hand_the_state_on(runners, endless, mosquitto, plant, make_program, until):
+    old, new = make_program(COUNTER), make_program(COUNTER + "\n    # another")
+    daemon = await serve(runners, endless(), mosquitto, old)
+    await until(lambda: len(daemon.episodes) >= 2)
+    await daemon.runner.load(*new)
+
+    await daemon.runner.pair(plan(old, new), 60.0)  # a candidate goes on from stable's state
+    await until(lambda: len(of(daemon, pair="p1")) == 2)
+    halves = {episode.role: episode for episode in of(daemon, pair="p1")}
+    candidate, stable = halves[Role.CANDIDATE], halves[Role.STABLE]
+    assert {len(half.steps) for half in halves.values()} == {TICKS}
+    assert candidate.steps[0].action == candidate.steps[0].observation + 1
+    assert stable.steps[0].action == candidate.steps[0].action  # and stable from where it was: a candidate hands nothing over
+
+    before = len(plant.applied)
+    for revision in (new[1].id, old[1].id, new[1].id, old[1].id):
+        known = len(plant.applied)
+        await daemon.runner.route(revision)
+        await until(lambda revision=revision, known=known: revision in plant.revisions(known) and len(plant.applied) > known + TICKS)
+    assert plant.jumps(before) == []
+    assert "switched" in {episode.reason for episode in daemon.episodes}  # it did not wait for the end of the stretch
+    plant.prove()
+    await until(lambda: daemon.counts["handovers.loaded"] >= 5)
+    assert daemon.counts["safe_actions.dead"] == 0
+    await daemon.aclose()
+
+
+async def test_whatever_a_candidate_does_stable_goes_on_as_it_was(runners, endless, mosquitto, plant, make_program, until):
+    stable = make_program(COUNTER)
+    candidates = {name: make_program(text) for name, text in CANDIDATES.items()}
+    daemon = await serve(runners, endless(), mosquitto, stable)
+    for name, candidate in candidates.items():
+        await daemon.runner.load(*candidate)
+        await daemon.runner.pair(plan(stable, candidate, name=name), 60.0)
+        await until(lambda name=name: len(of(daemon, pair=name)) == 2 and daemon.episodes[-1].pair is None)
+    for name in candidates:
+        before = of(daemon, pair=name, role=Role.CANDIDATE)[0]
+        after = of(daemon, pair=name, role=Role.STABLE)[0]
+        assert (after.outcome, len(after.steps)) == (Outcome.FINISHED, TICKS)
+        if before.steps and name != "raiser":
+            assert after.steps[0].action == before.steps[0].action  # what the candidate counted is its own
+    refused = of(daemon, pair="refuser", role=Role.CANDIDATE)[0]
+    assert (refused.outcome, refused.reason, refused.steps) == (Outcome.ABORTED, "exception", ())
+    assert "integral" in refused.error
+    raised = of(daemon, pair="raiser", role=Role.CANDIDATE)[0]
+    assert (raised.outcome, raised.reason, [step.safe for step in raised.steps]) == (Outcome.ABORTED, "exception", ["error"])
+    assert max(line.action for line in plant.applied) < 5000.0
+    actions = [line.action for line in plant.applied]
+    tick = actions.index(-7.0)
+    assert actions[tick + 1] == actions[tick - 1] + 1  # one safe action, then stable goes on counting where it was
+    plant.prove()
+    await daemon.aclose()
+
+
+async def test_a_promoted_revision_that_gets_no_state_begins_afresh(runners, endless, mosquitto, plant, make_program, until):
+    first, refuser, infinite, last = (make_program(text) for text in (COUNTER, REFUSER, INFINITE, COUNTER + "\n    # another"))
+    daemon = await serve(runners, endless(), mosquitto, first)
+    for program in (refuser, infinite, last):
+        await daemon.runner.load(*program)
+        known = len(plant.applied)
+        await daemon.runner.route(program[1].id)
+        await until(lambda program=program, known=known: program[1].id in plant.revisions(known) and len(plant.applied) > known + TICKS)
+    assert [after for _, _, after in plant.jumps()] == [1.0, 1.0]  # the refuser, and whoever came after infinity
+    await until(lambda: daemon.counts["handovers.refused"] == daemon.counts["handovers.unusable"] == daemon.counts["handovers.loaded"] == 1)
+    assert {"handover.refused", "handover.unusable"} <= daemon.kinds()
+    plant.prove()
+    await daemon.aclose()
+
+
+async def test_a_paused_plant_gets_the_safe_action_and_goes_on_as_it_was(runners, endless, mosquitto, plant, make_program, until):
+    daemon = await serve(runners, endless(), mosquitto, make_program(COUNTER))
+    await until(lambda: daemon.episodes)
+    await daemon.runner.pause()
+    await until(lambda: plant.applied[-1].source == "safe" and of(daemon, reason="idle"))
+    await daemon.runner.resume()
+    await until(lambda: plant.applied[-1].source == "action")
+    counted = [line.action for line in plant.applied if line.source == "action"]
+    assert counted == [float(number + 1) for number in range(len(counted))]
+    assert {episode.outcome for episode in of(daemon, reason="idle")} == {Outcome.LOST}
+    plant.prove()
+    await daemon.aclose()
+
+
+async def test_a_latched_safe_action_stays_until_an_operator_resumes(runners, endless, mosquitto, plant, make_program, until):
+    late_once = COUNTER.replace("self.count += 1.0", "self.count += 1.0\n            if self.count == 30.0:\n                return None")
+    daemon = await serve(runners, endless(recovery="latch"), mosquitto, make_program(late_once))
+    await until(lambda: len(of(daemon, reason="idle")) >= 2)
+    known = len(plant.applied)
+    assert plant.applied[-1].source == "safe"
+    await daemon.runner.resume()
+    await until(lambda: "action" in {line.source for line in plant.applied[known:]})
+    plant.prove()
+    await daemon.aclose()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+async def test_workers_killed_at_random_between_switches_leave_no_tick_without_an_action(
+    runners, endless, mosquitto, plant, make_program, until, kills
+):
+    import psutil
+
+    programs = [make_program(COUNTER), make_program(COUNTER + "\n    # another")]
+    daemon = await serve(runners, endless(), mosquitto, programs[0])
+    await daemon.runner.load(*programs[1])
+    await until(lambda: daemon.episodes)
+    generator = random.Random(kills)
+    for number in range(kills):
+        await asyncio.sleep(generator.uniform(0.0, 0.2))
+        processes = psutil.Process(daemon.runner.pid).children(recursive=True)
+        if number % 2:
+            await daemon.runner.pair(plan(*programs, name=f"p{number}"), 60.0)
+        else:
+            await daemon.runner.route(programs[number // 2 % 2][1].id)
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(generator.choice(processes).pid, signal.SIGKILL)
+    known = len(of(daemon, outcome=Outcome.FINISHED, purpose=Purpose.NORMAL))
+    await until(lambda: len(of(daemon, outcome=Outcome.FINISHED, purpose=Purpose.NORMAL)) > known + 1, limit=120.0)
+    plant.prove()
+    await daemon.aclose()
+
+
+@pytest.mark.long
+async def test_a_killed_runner_costs_fallbacks_and_the_next_one_takes_the_plant_over(runners, endless, mosquitto, make_program, until):
+    async with Plant(mosquitto.url, action_timeout=0.1) as plant:
+        program = make_program(COUNTER)
+        first = await serve(runners, endless(), mosquitto, program)
+        await until(lambda: first.episodes)
+        os.kill(first.runner.pid, signal.SIGKILL)
+        await until(lambda: first.lost and plant.applied[-1].source == "fallback")
+        second = await serve(runners, endless(), mosquitto, program)
+        await until(lambda: len(of(second, outcome=Outcome.FINISHED)) >= 2)
+        assert plant.resets == 2  # a runner that knows nothing of the plant's life begins a new one
+        await first.aclose()
+        await second.aclose()
