@@ -343,6 +343,20 @@ def test_recursion_of_trainable_code_is_plain():
     assert mine(7).data == 7
 
 
+def test_no_tracer_of_the_interpreter_is_set_while_a_bundle_runs_or_after_it_raised():
+    before, seen = sys.gettrace(), []
+
+    @bundle(trainable=True, overwrite_python_recursion=True)
+    def sink(depth):
+        seen.append(sys.gettrace())
+        return 1 / depth if depth == 0 else sink(depth - 1)
+
+    with pytest.raises(ZeroDivisionError):
+        sink(node(3))
+    assert seen == [before] * 4
+    assert sys.gettrace() is before
+
+
 def test_trainable_code_sees_its_closure_its_neighbours_and_its_globals():
     step = 1
     neighbour = 100

@@ -21,6 +21,14 @@ def test_the_examples_of_the_documentation_run(tmp_path, number):
     run(tmp_path, EXAMPLES[number])
 
 
+def test_every_test_that_the_documentation_names_exists():
+    text = (ROOT / "docs" / "trace-compatibility.md").read_text()
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
+    assert len(named) > 50
+    sources = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in sources[file]] == []
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 2
 
@@ -142,6 +150,35 @@ async def main():
 
 first, second = asyncio.run(main())
 assert (first.data, second.data) == ("A", "B")
+""",
+    "an optimizer's loop over a batch": """
+import json
+from types import SimpleNamespace
+import opto.trace as trace
+from opto.optimizers import OptoPrime, OptoPrimeMulti
+from opto.trace.utils import render_opt_step
+
+def llm(messages, max_tokens=100, **_):
+    answer = {"reasoning": "It is too small.", "suggestion": {"slope": slope.data + 1.0}}
+    return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=json.dumps(answer)))])
+
+slope = trace.node(0.0, name="slope", trainable=True)
+
+@trace.bundle()
+def loss(y_hat, y):
+    return (y_hat - y) ** 2
+
+for optimizer in (OptoPrime([slope], llm=llm, memory_size=5), OptoPrimeMulti([slope], llm, num_responses=2)):
+    for _ in range(2):
+        total = 0
+        for x in (1, 2):
+            total = total + loss(slope * x, 4.0 * x)
+        optimizer.zero_feedback()
+        total.backward(f"The loss is {total.data}. Make it smaller.")
+        optimizer.step(verbose=False)
+    assert "The loss is" in str(optimizer.log[-1]["user_prompt"])
+    assert "too small" in render_opt_step(0, optimizer)
+assert slope.data == 4.0
 """,
     "strings, containers and iteration": """
 import opto.trace.operators as ops

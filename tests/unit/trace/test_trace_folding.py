@@ -310,6 +310,20 @@ def points_of(path):
             x, y = curve[-1]
 
 
+def test_backward_gives_a_picture_where_one_is_asked_for():
+    x = node("a long text " * 10, trainable=True, name="x")
+    y = x.clone() + "!"
+    assert y.backward("too long", retain_graph=True) is None
+    made = y.backward("too long", retain_graph=True, visualize=True, print_limit=12)
+    assert "Feedback:</b> too long" in made.to_html()
+    assert "a long text…" in made.to_dot()
+    assert "a long text a" not in made.to_dot()
+    assert "clone" not in made.to_mermaid()
+    other = y.backward("too long", visualize=True, simple_visualization=False, reverse_plot=True)
+    assert "clone" in other.to_mermaid()
+    assert other.to_mermaid().startswith("flowchart BT")
+
+
 def test_what_is_folded_is_told_in_words():
     page = picture(episode(400)).to_html()
     assert re.search(r"\d+ ticks: \d+ to \d+", page)
