@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from agentd.api.tokens import Tokens
 from agentd.clock import Clock, SystemClock
 from agentd.configuration import parse_size
 from agentd.errors import AgentdError, NotFound, leaves
-from agentd.hosting.agent import HostedAgent, Services
-from agentd.hosting.services import open_services
+from agentd.hosting.agent import HostedAgent
+from agentd.hosting.services import Services, open_services
 from agentd.observability.logs import configure_logging
 from agentd.observability.systemd import notify
 from agentd.records import Event, Release, Value
@@ -161,51 +161,69 @@ class Daemon:
 
     async def submit(self, agent: str, values: Mapping[str, Value], *, who: str, note: str = "") -> Release:
         """An operator's proposal."""
-        return await self._agent(agent).submit(values, who=who, note=note)
+        return await self._agent(agent).verbs.submit(values, who=who, note=note)
 
     async def approve(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         """Let a release go on to its canary."""
-        return await self._agent(agent).releases.approve(release, who=who, reason=reason)
+        return await self._agent(agent).verbs.approve(release, who=who, reason=reason)
 
-    async def promote(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
-        """Force a release past its canary."""
-        return await self._agent(agent).releases.promote(release, who=who, reason=reason)
+    async def promote(self, agent: str, release: str, *, who: str, reason: str = "", full: bool = False) -> Release:
+        """Force a release on to the next step of its ramp, or past its canary."""
+        return await self._agent(agent).verbs.promote(release, who=who, reason=reason, full=full)
 
     async def abort(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         """End a release."""
-        return await self._agent(agent).releases.abort(release, who=who, reason=reason)
+        return await self._agent(agent).verbs.abort(release, who=who, reason=reason)
 
     async def pause(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         """Stop drawing pairs for a release."""
-        return await self._agent(agent).releases.pause(release, who=who, reason=reason)
+        return await self._agent(agent).verbs.pause(release, who=who, reason=reason)
 
     async def resume(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         """Go on with a paused release."""
-        return await self._agent(agent).releases.resume(release, who=who, reason=reason)
+        return await self._agent(agent).verbs.resume(release, who=who, reason=reason)
 
     async def retry(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         """Begin an ended release's proposal again."""
-        del reason
-        return await self._agent(agent).retry(release, who=who)
+        return await self._agent(agent).verbs.retry(release, who=who, reason=reason)
 
-    async def pause_agent(self, agent: str, *, who: str) -> AgentStatus:
+    async def pause_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         """Start no more episodes."""
-        await self._agent(agent).pause(who=who)
+        await self._agent(agent).holds.pause(who=who, reason=reason)
         return self.agent_status(agent)
 
-    async def resume_agent(self, agent: str, *, who: str) -> AgentStatus:
+    async def resume_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         """Go on after `pause_agent`."""
-        await self._agent(agent).resume(who=who)
+        await self._agent(agent).holds.resume(who=who, reason=reason)
+        return self.agent_status(agent)
+
+    async def freeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """No proposal, release or promotion begins or goes on."""
+        await self._agent(agent).holds.freeze(who=who, reason=reason)
+        return self.agent_status(agent)
+
+    async def unfreeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Go on after `freeze`."""
+        await self._agent(agent).holds.unfreeze(who=who, reason=reason)
+        return self.agent_status(agent)
+
+    async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Let an agent that rolled back too often release again."""
+        await self._agent(agent).holds.lift(who=who, reason=reason)
         return self.agent_status(agent)
 
     async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:
         """Serve a known revision: rollback or pin."""
-        await self._agent(agent).set_desired(revision, who=who, reason=reason)
+        await self._agent(agent).verbs.set_desired(revision, who=who, reason=reason)
         return self.agent_status(agent)
+
+    async def rebase(self, agent: str, *, keep: Sequence[str], take: Sequence[str], who: str, reason: str = "") -> Release | None:
+        """Settle conflicts between learned values and a changed source."""
+        return await self._agent(agent).verbs.rebase(keep=keep, take=take, who=who, reason=reason)
 
     async def propose(self, agent: str, *, who: str) -> None:
         """Ask the optimizer for a proposal now."""
-        await self._agent(agent).propose(who=who)
+        await self._agent(agent).verbs.propose(who=who)
 
     async def reload(self) -> None:
         """Read the agents directory again."""

@@ -71,6 +71,8 @@ class Source(Record, frozen=True):
     entrypoint: str
     args: dict[str, Value] = {}
     feedback: str | None = None
+    sections: dict[str, Value] = {}
+    """`[environment]` and `[[metrics]]` as they were declared: scores are comparable only where these are the same."""
 
 
 class Revision(Record, frozen=True):

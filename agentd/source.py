@@ -138,4 +138,6 @@ def make_source(
         )
     except CodecError as error:
         raise SpecError([Mistake(file, "(values)", str(error))]) from error
-    return Source(digest=hashlib.sha256(content).hexdigest(), files=files, entrypoint=entrypoint, args=args, feedback=feedback)
+    sections = {name: canonical(hashed[name]) for name in ("environment", "metrics") if name in hashed}
+    digest = hashlib.sha256(content).hexdigest()
+    return Source(digest=digest, files=files, entrypoint=entrypoint, args=args, feedback=feedback, sections=sections)

@@ -1,15 +1,18 @@
 """/api/v1/agents: what is hosted, its parameters, revisions and logs; pause, desired revision, proposals."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from agentd.api.answers import AgentName, Before, Body, Decision, IdempotencyKey, Key, Limit, document, once, page
-from agentd.api.context import Shared, operator, viewer
+from agentd.api.answers import AgentName, Before, Decision, IdempotencyKey, Key, Limit, document, once, page
+from agentd.api.context import Context, Shared, operator, viewer
+from agentd.api.ports import AgentStatus
 from agentd.api.problems import Problem
-from agentd.api.views import agent_view, daemon_view, parameters_view, plain, revision_view
+from agentd.api.views import agent_view, daemon_view, parameters_view, plain, release_view, revision_view
 from agentd.errors import NotFound
 
 router = APIRouter(prefix="/api/v1", tags=["agents"])
@@ -21,10 +24,11 @@ class DesiredRevision(Decision):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{4,64}$")]
 
 
-class Asker(Body):
-    """Who asks."""
+class Settlement(Decision):
+    """Which values hold where learned ones and a changed source contradict each other, by parameter path."""
 
-    who: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")] = "operator"
+    keep: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
+    take: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
 
 
 @router.get("/status", dependencies=[viewer])
@@ -52,22 +56,64 @@ async def read_agent(shared: Shared, agent: AgentName) -> Response:
     return document(agent_view(shared.commands.agent_status(agent)))
 
 
-@router.post("/agents/{agent}/pause", dependencies=[operator])
-async def pause_agent(shared: Shared, request: Request, agent: AgentName, asker: Asker, key: IdempotencyKey = None) -> Response:
-    """Start no more episodes; the plant stays in its safe state."""
-
+async def _changed(
+    shared: Context, request: Request, key: str | None, change: Callable[..., Awaitable[AgentStatus]], decision: Decision
+) -> Response:
     async def work() -> Response:
-        return document(agent_view(await shared.commands.pause_agent(agent, who=asker.who)))
+        return document(agent_view(await change(who=decision.who, reason=decision.reason)))
 
     return await once(shared, request, key, work)
 
 
-@router.post("/agents/{agent}/resume", dependencies=[operator])
-async def resume_agent(shared: Shared, request: Request, agent: AgentName, asker: Asker, key: IdempotencyKey = None) -> Response:
-    """Go on after a pause."""
+@router.post("/agents/{agent}/pause", dependencies=[operator])
+async def pause_agent(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Start no more episodes; the plant stays in its safe state."""
+    return await _changed(shared, request, key, partial(shared.commands.pause_agent, agent), decision)
 
+
+@router.post("/agents/{agent}/resume", dependencies=[operator])
+async def resume_agent(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Go on after a pause."""
+    return await _changed(shared, request, key, partial(shared.commands.resume_agent, agent), decision)
+
+
+@router.post("/agents/{agent}/freeze", dependencies=[operator])
+async def freeze(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """No proposal, release or promotion begins or goes on; the watch may still roll back."""
+    return await _changed(shared, request, key, partial(shared.commands.freeze, agent), decision)
+
+
+@router.post("/agents/{agent}/unfreeze", dependencies=[operator])
+async def unfreeze(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Go on after a freeze."""
+    return await _changed(shared, request, key, partial(shared.commands.unfreeze, agent), decision)
+
+
+@router.post("/agents/{agent}/unquarantine", dependencies=[operator])
+async def unquarantine(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Let an agent that rolled back too often release again."""
+    return await _changed(shared, request, key, partial(shared.commands.unquarantine, agent), decision)
+
+
+@router.post("/freeze", dependencies=[operator])
+async def freeze_all(shared: Shared, request: Request, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Freeze every agent that is hosted now."""
+    return await _changed_all(shared, request, key, shared.commands.freeze, decision)
+
+
+@router.post("/unfreeze", dependencies=[operator])
+async def unfreeze_all(shared: Shared, request: Request, decision: Decision, key: IdempotencyKey = None) -> Response:
+    """Unfreeze every agent that is hosted now."""
+    return await _changed_all(shared, request, key, shared.commands.unfreeze, decision)
+
+
+async def _changed_all(
+    shared: Context, request: Request, key: str | None, change: Callable[..., Awaitable[AgentStatus]], decision: Decision
+) -> Response:
     async def work() -> Response:
-        return document(agent_view(await shared.commands.resume_agent(agent, who=asker.who)))
+        names = [agent.name for agent in shared.commands.status().agents]
+        done = [await change(name, who=decision.who, reason=decision.reason) for name in names]
+        return document({"items": [agent_view(status) for status in done], "next": None})
 
     return await once(shared, request, key, work)
 
@@ -118,10 +164,30 @@ async def read_any_revision(shared: Shared, revision: Key) -> Response:
 
 
 @router.put("/agents/{agent}/desired-revision", dependencies=[operator])
-async def set_desired(shared: Shared, agent: AgentName, desired: DesiredRevision) -> Response:
-    """Serve a known revision from the next episode on: rollback or pin."""
-    status = await shared.commands.set_desired(agent, desired.revision, who=desired.who, reason=desired.reason)
-    return document(agent_view(status))
+async def set_desired(shared: Shared, request: Request, agent: AgentName, desired: DesiredRevision, key: IdempotencyKey = None) -> Response:
+    """Serve a known revision, with the source that it was measured on, from the next episode on: rollback or pin."""
+    return await _changed(shared, request, key, partial(shared.commands.set_desired, agent, desired.revision), desired)
+
+
+@router.get("/agents/{agent}/conflicts", dependencies=[viewer])
+async def list_conflicts(shared: Shared, agent: AgentName) -> Response:
+    """Learned values whose default in the source has changed since they were learned: `base`, `learned`, and the `source`'s now."""
+    state = await shared.store.agent(agent)
+    return document({"items": [plain(conflict) for conflict in state.conflicts], "next": None})
+
+
+@router.post("/agents/{agent}/rebase", dependencies=[operator])
+async def rebase(shared: Shared, request: Request, agent: AgentName, settlement: Settlement, key: IdempotencyKey = None) -> Response:
+    """Settle conflicts. What is kept is proposed, and `release` is its release, or null; `conflicts` are those that are left."""
+    commands = shared.commands
+
+    async def work() -> Response:
+        who, reason = settlement.who, settlement.reason
+        release = await commands.rebase(agent, keep=settlement.keep, take=settlement.take, who=who, reason=reason)
+        left = (await shared.store.agent(agent)).conflicts
+        return document({"release": release_view(release) if release else None, "conflicts": plain(left)})
+
+    return await once(shared, request, key, work)
 
 
 @router.get("/agents/{agent}/proposals", dependencies=[viewer])
@@ -132,11 +198,11 @@ async def list_proposals(shared: Shared, agent: AgentName, limit: Limit = 100, b
 
 
 @router.post("/agents/{agent}/proposals", dependencies=[operator], status_code=202)
-async def propose(shared: Shared, request: Request, agent: AgentName, asker: Asker, key: IdempotencyKey = None) -> Response:
+async def propose(shared: Shared, request: Request, agent: AgentName, decision: Decision, key: IdempotencyKey = None) -> Response:
     """Ask the optimizer for a proposal; 202: it is at work, and events tell what comes of it."""
 
     async def work() -> Response:
-        await shared.commands.propose(agent, who=asker.who)
+        await shared.commands.propose(agent, who=decision.who)
         return document(agent_view(shared.commands.agent_status(agent)), 202)
 
     return await once(shared, request, key, work)

@@ -1,7 +1,7 @@
 """What the HTTP API needs of the daemon, and what the daemon tells of itself."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import field
@@ -10,8 +10,9 @@ from agentd.records import AgentState, Mode, Record, Release, Value
 
 
 class Health(enum.StrEnum):
-    """How an agent is. DEGRADED: it serves, but something needs (or is getting) attention."""
+    """How an agent is. DEGRADED: it serves, but something needs (or is getting) attention. STARTING: it was never up yet."""
 
+    STARTING = "starting"
     OK = "ok"
     DEGRADED = "degraded"
     FAILED = "failed"
@@ -40,6 +41,8 @@ class AgentStatus(Record, frozen=True):
     """Since the daemon started."""
     recent: tuple[float, ...] = ()
     """Normalised scores of the stable revision, oldest first."""
+    waiting: str = ""
+    """What keeps the release in progress from going on by itself, if anything does: a freeze, a quarantine, the rate of promotions."""
     optimizer: str = "idle"
     """idle, or what it is doing or waiting for."""
     budget_dollars: float | None = None
@@ -67,8 +70,8 @@ class Commands(Protocol):
     """The verbs of an operator. Every one names who gave it.
 
     They raise NotFound for an agent, release or revision that isn't there; StaleRelease for a decision about a release that has moved on;
-    IllegalTransition for one that its phase doesn't allow; RunnerError while the agent is not up; StoreUnavailable when nothing can be
-    committed, and then nothing was changed.
+    IllegalTransition for one that its phase doesn't allow; Held for what a freeze or a quarantine forbids; RunnerError while the agent is
+    not up; StoreUnavailable when nothing can be committed, and then nothing was changed.
     """
 
     def status(self) -> DaemonStatus:
@@ -94,8 +97,11 @@ class Commands(Protocol):
         """Let a release that awaits approval go on to its canary."""
         ...
 
-    async def promote(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
-        """Force a screened release past its canary. It is watched against its predecessor's bound."""
+    async def promote(self, agent: str, release: str, *, who: str, reason: str = "", full: bool = False) -> Release:
+        """Force a release on to the next step of its ramp; past the last one, or with `full`, to stable.
+
+        A revision that was forced to stable is watched against its predecessor's bound.
+        """
         ...
 
     async def abort(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
@@ -114,12 +120,31 @@ class Commands(Protocol):
         """Begin an ended release's proposal again, as a new release."""
         ...
 
-    async def pause_agent(self, agent: str, *, who: str) -> AgentStatus:
+    async def pause_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         """Start no more episodes; the plant stays in its safe state."""
         ...
 
-    async def resume_agent(self, agent: str, *, who: str) -> AgentStatus:
+    async def resume_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         """Go on after `pause_agent`."""
+        ...
+
+    async def freeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """No proposal, release or promotion begins or goes on; the watch may still roll back. Also while the agent is not up."""
+        ...
+
+    async def unfreeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Go on after `freeze`."""
+        ...
+
+    async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        """Let an agent that rolled back too often release again."""
+        ...
+
+    async def rebase(self, agent: str, *, keep: Sequence[str], take: Sequence[str], who: str, reason: str = "") -> Release | None:
+        """Settle conflicts between learned values and a changed source: propose the learned ones of `keep`, leave the source's of `take`.
+
+        Raises DecodingError for paths without a conflict. None where nothing is kept.
+        """
         ...
 
     async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:

@@ -1,5 +1,7 @@
 """/api/v1/agents/{agent}/releases: the way of proposals, and the decisions of operators about them."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -8,8 +10,10 @@ from starlette.responses import Response
 
 from agentd.api.answers import AgentName, Before, Decision, IdempotencyKey, Key, Limit, document, once, page
 from agentd.api.context import Shared, operator, viewer
+from agentd.api.problems import Problem
 from agentd.api.views import pairs_view, plain, release_view
 from agentd.errors import NotFound
+from agentd.records import Release
 
 router = APIRouter(prefix="/api/v1", tags=["releases"])
 OF_AGENT = "/agents/{agent}/releases"
@@ -20,6 +24,12 @@ class Submission(Decision):
 
     values: Annotated[dict[str, Any], Field(min_length=1, max_length=1000)]
     note: Annotated[str, Field(max_length=10_000)] = ""
+
+
+class ReleaseDecision(Decision):
+    """What is decided about a release. `full` is for promote: past all steps of its ramp."""
+
+    full: bool = False
 
 
 @router.get(OF_AGENT, dependencies=[viewer])
@@ -72,14 +82,16 @@ async def decide(
     agent: AgentName,
     release: Key,
     verb: Literal["approve", "promote", "abort", "pause", "resume", "retry"],
-    decision: Decision,
+    decision: ReleaseDecision,
     key: IdempotencyKey = None,
 ) -> Response:
-    """An operator's decision. 409 where the release has moved on, or its phase doesn't allow it."""
+    """An operator's decision. 409 where the release has moved on, its phase doesn't allow it, or the agent is held."""
+    if decision.full and verb != "promote":
+        raise Problem(422, "invalid-request", "full is for promote only")
     commands = shared.commands
-    verbs = {
+    verbs: dict[str, Callable[..., Awaitable[Release]]] = {
         "approve": commands.approve,
-        "promote": commands.promote,
+        "promote": partial(commands.promote, full=decision.full),
         "abort": commands.abort,
         "pause": commands.pause,
         "resume": commands.resume,

@@ -25,7 +25,7 @@ async def ready(shared: Shared) -> Response:
         await shared.store.agents()
     except StoreError as error:
         raise Problem(503, "store-unavailable", "the store does not answer") from error
-    failed = sum(agent.health == Health.FAILED for agent in shared.commands.status().agents)
+    failed = sum(agent.health in {Health.FAILED, Health.STARTING} for agent in shared.commands.status().agents)
     if failed:
         raise Problem(503, "agents-failed", f"{failed} agents are not up")
     return PlainTextResponse("ok\n")
@@ -40,6 +40,7 @@ async def read_metrics(shared: Shared, request: Request) -> Response:
     for agent in agents:
         if agent.state is not None:
             metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
+            metrics.holds(agent.state)
         if agent.budget_dollars is not None and agent.budget_remaining is not None:
             metrics.budget(agent.name, limit=agent.budget_dollars, remaining=agent.budget_remaining)
     metrics.forget_all_but({agent.name for agent in agents})

@@ -3,76 +3,38 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import structlog
 
 from agentd.api.ports import AgentStatus
-from agentd.clock import Clock
-from agentd.errors import AgentdError, NotFound, ReleaseError, RunnerError, SandboxError, StoreUnavailable, leaves
-from agentd.events import EventBus
+from agentd.errors import AgentdError, RunnerError, SandboxError, StoreUnavailable, leaves
+from agentd.hosting.holds import Holds
 from agentd.hosting.improver import Improver, budget_limits
+from agentd.hosting.intake import Intake
 from agentd.hosting.judge import Judge
 from agentd.hosting.keeper import Keeper
-from agentd.hosting.releases import LEASE, Releases
+from agentd.hosting.releases import Releases
+from agentd.hosting.services import Services
 from agentd.hosting.sources import known_or_first, take_up
+from agentd.hosting.verbs import Verbs
 from agentd.hosting.watching import Watcher
-from agentd.observability.metrics import Metrics
-from agentd.opto.budget import Ledger
-from agentd.opto.contract import Llm
 from agentd.opto.process import OptimizerProcess
-from agentd.records import (
-    Episode,
-    Event,
-    Feedback,
-    Outcome,
-    Parameter,
-    Phase,
-    Proposal,
-    Purpose,
-    Release,
-    Role,
-    Source,
-    Value,
-    Verdict,
-    make_revision,
-)
+from agentd.records import Event, Parameter, Phase, Release, ReleaseKind, Source, Verdict, make_revision
 from agentd.release import machine
 from agentd.runners.local import Counted, DevicesChanged, Finished, Happened, LocalRunner, Log, Lost
 from agentd.spec import AgentSpec, metric_record, watch_settings
-from agentd.store.contract import Store
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-EPISODES_AHEAD = 64
 STORE_DELAY = 2.0
 """Seconds until a store that could not be written is tried again: that costs nothing, and nothing is learned before it works."""
 LAST_EPISODES = 2.0
 """Seconds for judging what a runner handed over at its end."""
 DETAIL_LIMIT = 4000
+STARTING = "starting"
 RESTART_DELAYS = (0.2, 1.0, 5.0, 15.0, 60.0)
-RECENT = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the daemon lends to each hosted agent."""
-
-    store: Store
-    bus: EventBus
-    clock: Clock
-    metrics: Metrics
-    llm: Llm
-    ledger: Ledger
-    state_directory: Path
-    epoch: int
-    seed: int
-    broker: str | None = None
-    models: tuple[str, ...] = ()
-    lease: float = LEASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +45,9 @@ class _Parts:
     releases: Releases
     improver: Improver
     watcher: Watcher
+    intake: Intake
+    holds: Holds
+    verbs: Verbs
 
 
 class HostedAgent:
@@ -91,26 +56,26 @@ class HostedAgent:
     def __init__(self, spec: AgentSpec, source: Source, services: Services) -> None:
         self.name = spec.agent.name
         self.spec = spec
+        self._folder = source
+        """What the agent's folder holds."""
         self._source = source
+        """What serves: another one while the folder's was rolled back from, or can't be loaded."""
+        self._unloadable = self._load_failure = ""
         self._services = services
         self._metric = metric_record(spec.metrics[0])
         self._random = Random(f"{services.seed}/{self.name}")  # noqa: S311 - draws the order of pairs; secrecy is not needed
         self._parts: _Parts | None = None
         self._runner: LocalRunner | None = None
-        self._episodes: asyncio.Queue[Episode] = asyncio.Queue(EPISODES_AHEAD)
-        self._recent: deque[float] = deque(maxlen=RECENT)
-        self._counts = 0
-        self._taken: deque[str] = deque(maxlen=2 * EPISODES_AHEAD)
-        self._resent = 0
         self._devices: dict[str, str] = {}
-        self._seedable: dict[str, bool] = {}
-        self._problem = "starting"
+        self._problem = STARTING
         self._trouble = ""
         """What is wrong though the agent serves."""
-        self._feedback_failure = ""
         self._store_failed = False
         self._drain_timeout = 0.0
         self._draining = asyncio.Event()
+        self._leave = asyncio.Event()
+        """Set when what serves has to be set up anew: the agent is drained, or its source is another one."""
+        self._served = False
         self.logs: deque[str] = deque(maxlen=1000)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -122,6 +87,7 @@ class HostedAgent:
             started = self._services.clock.monotonic()
             try:
                 await self._host()
+                continue
             except* Exception as group:  # whatever it is, it is this agent's: the others go on
                 self._problem = "; ".join(str(error) or repr(error) for error in leaves(group))
                 self._store_failed = all(isinstance(error, StoreUnavailable) for error in leaves(group))
@@ -150,6 +116,7 @@ class HostedAgent:
 
     async def _host(self) -> None:
         services = self._services
+        parts = await self._assembled()
         runner = await LocalRunner.adopt_or_start(
             spec=self.spec,
             state_directory=services.state_directory,
@@ -159,60 +126,68 @@ class HostedAgent:
             clock=services.clock,
         )
         self._runner = runner
-        self._episodes = asyncio.Queue(EPISODES_AHEAD)  # what an earlier connection brought comes again
-        self._resent = runner.spooled
         try:
-            parts = await self._assembled()
+            parts.intake.attach(runner)
             await self._take_over(runner, parts)
             async with Judge(self.spec, self._source, self._metric) as judge, asyncio.TaskGroup() as tasks:
                 self._problem = ""
                 chores = [
-                    tasks.create_task(self._listen(runner, parts.releases), name=f"{self.name}: listen"),
-                    tasks.create_task(self._learn(judge, runner), name=f"{self.name}: learn"),
+                    tasks.create_task(self._listen(runner, parts), name=f"{self.name}: listen"),
+                    tasks.create_task(parts.intake.run(judge, runner), name=f"{self.name}: learn"),
                     tasks.create_task(parts.releases.conduct(), name=f"{self.name}: releases"),
                     tasks.create_task(parts.improver.run(), name=f"{self.name}: improve"),
                 ]
-                await self._draining.wait()
-                await runner.drain(self._drain_timeout)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LAST_EPISODES):
-                        await self._episodes.join()
+                await self._leave.wait()
+                if self._draining.is_set():
+                    await runner.drain(self._drain_timeout)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LAST_EPISODES):
+                            await parts.intake.join()
                 for chore in chores:
                     chore.cancel()
         finally:
             self._runner = None
-            if self._parts is not None:
-                self._parts.releases.detach()
+            parts.releases.detach()
+            parts.holds.detach()
             await runner.abandon()
 
     async def _assembled(self) -> "_Parts":
         """Keeper, releases, optimizer and watch: made once, so that a decision taken while the runner restarts is not forgotten."""
         services = self._services
-        state = await known_or_first(self.spec, self._source, services.store, services.clock, services.bus.publish)
+        state = await known_or_first(self.spec, self._folder, services.store, services.clock, services.bus.publish)
         if self._parts is None:
             keeper = Keeper(self.spec, state, services.store, services.bus, services.clock, self._random)
             releases = Releases(keeper, self._release_ended, lease=services.lease)
             services.ledger.limit(self.name, budget_limits(self.spec))
             models = self.spec.optimizer.models or services.models
             improver = Improver(keeper, releases, OptimizerProcess(), services.llm, models, services.seed)
-            self._parts = _Parts(keeper, releases, improver, Watcher(keeper, releases, improver, watch_settings(self.spec)))
+            watcher = Watcher(keeper, releases, improver, watch_settings(self.spec))
+            self._parts = _Parts(
+                keeper,
+                releases,
+                improver,
+                watcher,
+                Intake(keeper, releases, watcher, improver, services.metrics),
+                Holds(keeper, releases),
+                Verbs(keeper, releases, improver, self._follow_source),
+            )
         return self._parts
 
     async def _take_over(self, runner: LocalRunner, parts: "_Parts") -> None:
         """Serve the last committed stable revision at once; then see what was going on."""
         keeper, releases = parts.keeper, parts.releases
         async with keeper.deciding:
+            self._leave.clear()
+            if self._draining.is_set():
+                self._leave.set()
             if keeper.state.mode is not self.spec.agent.mode:
                 await keeper.commit(mode=self.spec.agent.mode)
             await runner.cancel_pairs()
-            if keeper.state.source != self._source.digest:
-                await self._take_up_source(runner, keeper)
+            await self._choose_source(runner, keeper)
             stable = await keeper.store.revision(keeper.state.stable)
-            parameters = await runner.load(self._source, stable)
-            if runner.paused or keeper.state.paused:  # before it is routed: a route begins an episode
-                await (runner.pause() if keeper.state.paused else runner.resume())
+            trainable = self._trainable(await runner.load(self._source, stable))
+            await parts.holds.attach(runner)  # before it is routed: a route begins an episode
             await runner.route(stable.id)
-            trainable = tuple(self._with_rules(parameter) for parameter in parameters if self._is_trainable(parameter.path))
             if trainable != keeper.state.parameters:
                 await keeper.commit(parameters=trainable)
             releases.attach(runner, self._source, trainable)
@@ -223,6 +198,7 @@ class HostedAgent:
             needed = {stable.id, releases.current.candidate if releases.current else stable.id}
             for left in set(runner.loaded) - needed:
                 await runner.retire(left)  # of a release that the daemon before died at the end of
+            self._served = True
             kind = "runner.adopted" if runner.adopted else "runner.started"
             await keeper.say(kind, f"the runner serves {stable.id[:10]}", session=runner.session, isolation=runner.isolation.level)
             await parts.watcher.answer()
@@ -236,7 +212,8 @@ class HostedAgent:
         current = await keeper.store.release(keeper.state.release)
         pairs = await keeper.store.pairs(current.id)
         candidate = await keeper.store.revision(current.candidate)
-        if machine.agrees(current, pairs) and candidate.source == self._source.digest and current.reference == keeper.state.stable:
+        same = candidate.source == self._source.digest or current.kind is ReleaseKind.PROBE
+        if machine.agrees(current, pairs) and same and current.reference == keeper.state.stable:
             return
         reason = "after a restart ledger, revision and source no longer agree"
         verdict = Verdict(phase=Phase.INCONCLUSIVE, reason=reason, stage="restart")
@@ -244,29 +221,51 @@ class HostedAgent:
         event = keeper.event("release.inconclusive", reason, release=ended.id, candidate=ended.candidate, pairs=ended.pairs)
         keeper.tell(*await keeper.commit(ended, event, release=None))
 
-    async def _take_up_source(self, runner: LocalRunner, keeper: Keeper) -> None:
-        """The author changed the program. One that can't be loaded is not served: the source that was goes on, and the author is told."""
-        first = make_revision(self.name, self._source.digest, {})
-        try:
-            parameters = await runner.load(self._source, first)
-        except SandboxError as error:
-            text = f"the new source can't be loaded, the one before goes on: {error}"
-            await keeper.say(
-                "agent.source_rejected", text, source=self._source.digest, traceback=getattr(error, "traceback", "")[-DETAIL_LIMIT:]
-            )
-            self._trouble = text
-            self._source = await keeper.store.source(keeper.state.source)
+    async def _choose_source(self, runner: LocalRunner, keeper: Keeper) -> None:
+        """The folder's source, with what carries over, unless it can't be loaded or was rolled back from: then the one before goes on."""
+        folder, state = self._folder, keeper.state
+        self._trouble = ""
+        if folder.digest not in {state.source, state.passed_over, self._unloadable}:
+            await self._take_up_source(runner, keeper)
+        if folder.digest == keeper.state.source:
+            self._source = folder
+            return
+        self._source = await keeper.store.source(keeper.state.source)
+        if folder.digest == keeper.state.passed_over:
+            self._trouble = "an earlier source serves: what is in the folder was rolled back from; change it, or `agentd pin` its revision"
         else:
-            revision = await take_up(keeper, self._source, parameters)
+            self._trouble = f"the new source can't be loaded, the one before goes on: {self._load_failure}"
+
+    async def _take_up_source(self, runner: LocalRunner, keeper: Keeper) -> None:
+        """The author changed the program. One that can't be loaded is not served, and the author is told."""
+        folder = self._folder
+        first = make_revision(self.name, folder.digest, {})
+        try:
+            parameters = await runner.load(folder, first)
+        except SandboxError as error:
+            self._unloadable, self._load_failure = folder.digest, str(error)
+            text = f"the new source can't be loaded, the one before goes on: {error}"
+            await keeper.say("agent.source_rejected", text, source=folder.digest, traceback=getattr(error, "traceback", "")[-DETAIL_LIMIT:])
+        else:
+            revision = await take_up(keeper, folder, self._trainable(parameters))
             if revision.id != first.id:
                 await runner.retire(first.id)
+
+    def _follow_source(self) -> None:
+        """Set everything up anew if another source than this life's was made the one that serves."""
+        if self._parts is not None and self._parts.keeper.state.source != self._source.digest:
+            self._problem = STARTING
+            self._leave.set()
+
+    def _trainable(self, parameters: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+        """The trainable ones, with `agent.toml`'s rules laid over what the program declares."""
+        return tuple(self._with_rules(parameter) for parameter in parameters if self._is_trainable(parameter.path))
 
     def _is_trainable(self, path: str) -> bool:
         rules = self.spec.parameters.get(path)
         return rules is None or rules.trainable
 
     def _with_rules(self, parameter: Parameter) -> Parameter:
-        """`agent.toml`'s rules laid over what the program declares."""
         rules = self.spec.parameters.get(parameter.path)
         return parameter if rules is None else rules.over(parameter)
 
@@ -274,6 +273,7 @@ class HostedAgent:
         """Ask `run` to end: episode finished, plant in its safe state, runner gone. For SIGTERM and for an agent that is taken away."""
         self._drain_timeout = timeout
         self._draining.set()
+        self._leave.set()
 
     async def _dismiss(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
         """End a runner that is there though nobody is connected to it."""
@@ -283,15 +283,15 @@ class HostedAgent:
 
     # --- what the runner tells ---------------------------------------------------------------------------------------
 
-    async def _listen(self, runner: LocalRunner, releases: Releases) -> None:
+    async def _listen(self, runner: LocalRunner, parts: "_Parts") -> None:
+        releases = parts.releases
         while True:
             message = await runner.next()
             match message:
                 case Finished(episode=episode):
-                    await self._episodes.put(episode)  # a slow judge slows this reader; the runner spools and never waits
+                    await parts.intake.put(episode)
                 case DevicesChanged(devices=devices):
                     self._devices = {device.id: device.status for device in devices}
-                    self._seedable = {device.id: device.seedable for device in devices}
                     releases.canary.devices = {device.id: device for device in devices if device.status == "ready"}
                     self._services.metrics.devices(self.name, self._devices)
                     releases.wake()
@@ -313,85 +313,17 @@ class HostedAgent:
             async with self._working().keeper.deciding:
                 await releases.lose(str(event.data.get("pair", "")), event.message)
 
-    # --- learning from episodes --------------------------------------------------------------------------------------
-
-    async def _learn(self, judge: Judge, runner: LocalRunner) -> None:
-        while True:
-            episode = await self._episodes.get()
-            if not await self._is_known(episode):
-                feedback = await judge.judge(episode)
-                await self._take_in(episode, feedback)
-                self._taken.append(episode.id)
-            await runner.acknowledge(episode.id)
-            self._episodes.task_done()
-
-    async def _is_known(self, episode: Episode) -> bool:
-        """Whether it was taken in before and only the acknowledgement was lost: evidence and watch must not see it twice."""
-        if episode.id in self._taken:
-            return True
-        if self._resent <= 0:
-            return False
-        self._resent -= 1
-        with contextlib.suppress(NotFound):
-            await self._services.store.summary(episode.id)
-            return True
-        return False
-
-    async def _take_in(self, episode: Episode, feedback: Feedback) -> None:
-        """One finished episode: kept, shown, and weighed."""
-        parts = self._working()
-        keeper = parts.keeper
-        await keeper.store.add_episode(episode, feedback, regime=keeper.state.regime)
-        self._counts += 1
-        self._services.metrics.episode(episode, feedback)
-        if episode.role is Role.STABLE and episode.revision == keeper.state.stable and not feedback.failed:
-            self._recent.append(feedback.normalised)
-        keeper.bus.publish(
-            keeper.event(
-                "episode.finished",
-                f"{episode.role} {episode.outcome}, score {feedback.score:.3f}",
-                episode=episode.id,
-                device=episode.device,
-                role=str(episode.role),
-                purpose=str(episode.purpose),
-                revision=episode.revision,
-                outcome=str(episode.outcome),
-                score=feedback.score,
-                normalised=feedback.normalised,
-                ticks=len(episode.steps),
-                safe_actions=episode.safe_actions,
-                feedback=feedback.text[:300],
-                failed=feedback.failed,
-            )
-        )
-        if episode.outcome is not Outcome.LOST:
-            if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
-                await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
-            self._feedback_failure = feedback.failed
-        async with keeper.deciding:
-            await parts.releases.observe(episode, feedback)
-            if self._is_watched(keeper, episode, feedback):
-                await parts.watcher.observe(feedback.normalised)
-        if keeper.state.improving:
-            parts.improver.wake()
-
-    def _is_watched(self, keeper: Keeper, episode: Episode, feedback: Feedback) -> bool:
-        return (
-            episode.revision == keeper.state.stable
-            and episode.role is Role.STABLE
-            and episode.purpose is not Purpose.RECOVERY
-            and episode.outcome is not Outcome.LOST
-            and not feedback.failed
-        )
-
     async def _release_ended(self, release: Release) -> None:
         """What follows from a release's end beyond its routes. The caller holds `deciding`."""
         parts = self._working()
         await parts.watcher.release_ended(release)
         await parts.improver.release_ended(release)
+        if release.kind is ReleaseKind.PROBE:
+            await parts.holds.examine()
+        self._follow_source()
 
     def _working(self) -> "_Parts":
-        if self._parts is None:
+        if self._parts is None or not self._served:
             raise RunnerError(f"agent {self.name} is not up: {self._problem}")
         return self._parts
 
@@ -402,77 +334,23 @@ class HostedAgent:
         """The releases, for the verbs that concern one. Raises RunnerError before the agent was up for the first time."""
         return self._working().releases
 
-    async def submit(self, values: Mapping[str, Value], *, who: str, note: str = "") -> Release:
-        """An operator's proposal: it goes the way of every other one. Raises ReleaseError, CodecError."""
-        parts = self._working()
-        keeper = parts.keeper
-        if not values:
-            raise ReleaseError("there are no values in this proposal")
-        proposal = Proposal(
-            id=keeper.new_id(),
-            agent=self.name,
-            parent=keeper.state.stable,
-            values=dict(values),
-            algorithm="operator",
-            at=keeper.clock.time(),
-            reasoning=note,
-            who=who,
-        )
-        return await parts.releases.propose(proposal)
+    @property
+    def verbs(self) -> Verbs:
+        """What may be asked of it. Raises RunnerError before the agent was up for the first time."""
+        return self._working().verbs
 
-    async def retry(self, release: str, *, who: str) -> Release:
-        """Begin the release of an ended release's proposal again. Raises NotFound, ReleaseError."""
-        keeper = self._working().keeper
-        ended = await keeper.store.release(release)
-        if ended.agent != self.name:
-            raise NotFound("release", release)
-        if ended.ended_at is None:
-            raise ReleaseError(f"release {ended.id} has not ended")
-        proposal = await keeper.store.proposal(ended.proposal)
-        return await self.submit(proposal.values, who=who, note=f"retry of {ended.id}")
-
-    async def propose(self, *, who: str) -> None:
-        """Ask the optimizer for a proposal now."""
-        parts = self._working()
-        async with parts.keeper.deciding:
-            await parts.improver.start(f"asked for by {who}", who=who)
-
-    async def set_desired(self, revision: str, *, who: str, reason: str = "") -> None:
-        """Serve this revision from the next episode on: rollback or pin. Raises NotFound, ReleaseError."""
-        parts = self._working()
-        keeper = parts.keeper
-        async with keeper.deciding:
-            known = await keeper.store.revision(revision)
-            if known.agent != self.name:
-                raise NotFound("revision", revision)
-            if known.source != keeper.state.source:
-                raise ReleaseError(f"revision {known.id[:10]} belongs to another version of the source")
-            await parts.releases.switch(known.id, who=who, reason=reason)
-
-    async def pause(self, *, who: str) -> None:
-        """Start no more episodes; the plant stays in its safe state."""
-        await self._set_paused(paused=True, who=who)
-
-    async def resume(self, *, who: str) -> None:
-        """Go on after `pause`."""
-        await self._set_paused(paused=False, who=who)
-
-    async def _set_paused(self, *, paused: bool, who: str) -> None:
-        keeper = self._working().keeper
-        async with keeper.deciding:
-            word = "paused" if paused else "resumed"
-            events = await keeper.commit(keeper.event(f"agent.{word}", f"{word} by {who}", who=who), paused=paused)
-            runner = self._runner
-            if runner is not None:
-                with contextlib.suppress(RunnerError):  # one that is lost meanwhile is told when it is taken over again
-                    await (runner.pause() if paused else runner.resume())
-            keeper.tell(*events)
+    @property
+    def holds(self) -> Holds:
+        """What holds it back: also of an agent that is not up. Raises RunnerError before its state is known."""
+        if self._parts is None:
+            raise RunnerError(f"agent {self.name} is not up: {self._problem}")
+        return self._parts.holds
 
     def status(self) -> AgentStatus:
         """What an operator sees at a glance."""
         parts, runner = self._parts, self._runner
         state = parts.keeper.state if parts else None
-        health = "failed" if runner is None else "ok"
+        health = "ok" if runner is not None else "starting" if self._problem == STARTING else "failed"
         if runner is not None and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
         if health == "ok" and self._trouble:
@@ -484,12 +362,13 @@ class HostedAgent:
             problem=self._problem or self._trouble,
             state=state,
             release=parts.releases.current if parts else None,
+            waiting=parts.releases.waiting if parts else "",
             devices=dict(self._devices),
             isolation=runner.isolation.level if runner else 0,
             runner_session=runner.session if runner else "",
             runner_pid=runner.pid if runner else None,
             runner_adopted=runner.adopted if runner else False,
-            episodes=self._counts,
-            recent=tuple(self._recent),
+            episodes=parts.intake.count if parts else 0,
+            recent=tuple(parts.intake.recent) if parts else (),
             optimizer=parts.improver.status if parts else "idle",
         )

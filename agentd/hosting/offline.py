@@ -15,7 +15,8 @@ import msgspec
 
 from agentd.errors import AgentdError, IllegalTransition, NotFound, StaleRelease
 from agentd.events import Subscription
-from agentd.hosting.agent import HostedAgent, Services
+from agentd.hosting.agent import HostedAgent
+from agentd.hosting.services import Services
 from agentd.opto.contract import Llm, LlmReply, LlmRequest
 from agentd.records import Event, Mode, Parameter, Phase, Source
 from agentd.runners.local import LocalRunner
@@ -23,6 +24,8 @@ from agentd.spec import AgentSpec
 
 REST = 0.05
 """Seconds between two episodes that nobody waits for: a laptop has other things to do while a model thinks."""
+UNLIMITED = "1000000000/day"
+"""As many promotions as it makes: somebody sits before it, and no plant is driven by it meanwhile."""
 DRAIN_TIMEOUT = 5.0
 DRAIN_MARGIN = 20.0
 EVENTS_AHEAD = 4096
@@ -158,7 +161,7 @@ class Offline:
         if kind in {"runner.started", "runner.adopted"} or (kind == "optimizer.stopped" and self._made < self._proposals):
             state = self._agent.status().state
             self._before = self._before or (state.stable if state is not None else "")
-            await self._agent.propose(who=self._who)
+            await self._agent.verbs.propose(who=self._who)
             self._show("the optimizer is at work")
         elif kind == "release.proposed" and event.who == "optimizer":
             self._began(str(event.data["release"]))
@@ -252,5 +255,6 @@ def _released_by_itself(spec: AgentSpec) -> AgentSpec:
             "agent": spec.agent.model_copy(update={"mode": Mode.RELEASE}),
             "environment": environment.model_copy(update={"episode_interval": max(REST, environment.episode_interval)}),
             "optimizer": spec.optimizer.model_copy(update={"trigger": "manual"}),
+            "release": spec.release.model_copy(update={"max_promotions": UNLIMITED}),
         }
     )

@@ -112,17 +112,27 @@ class ReleaseQueue:
     async def take(self) -> Release | None:
         """Make the first one the release in progress, unless what it was begun on has changed so much that there is nothing to ask."""
         keeper, state = self._keeper, self._keeper.state
-        while self._waiting:
-            release = self._waiting[0]
+        while (release := self._first()) is not None:
             obsolete = await self._obsolete(release)
             if not obsolete:
                 # nothing has been compared with what was stable when it was proposed
                 current = msgspec.structs.replace(release, reference=state.stable, anchor=await self._anchor(release.settings))
                 await keeper.commit(current, release=current.id)
-                self._waiting.popleft()
+                self._waiting.remove(release)
                 return current
             await self.end(release, Verdict(phase=Phase.INCONCLUSIVE, reason=obsolete, stage="queue"))
         return None
+
+    def put_back(self, release: Release) -> None:
+        """`release` waits again, before the others."""
+        self._waiting.appendleft(release)
+
+    def _first(self) -> Release | None:
+        """A probe before everything else; and nothing else while the agent is frozen or in quarantine."""
+        probe = next((waiting for waiting in self._waiting if waiting.kind is ReleaseKind.PROBE), None)
+        if probe is not None or not self._waiting or self._keeper.state.held:
+            return probe
+        return self._waiting[0]
 
     async def end(self, release: Release, verdict: Verdict, *, who: str = "agentd") -> None:
         """End a release that waits."""
@@ -132,7 +142,8 @@ class ReleaseQueue:
 
     async def _obsolete(self, release: Release) -> str:
         state = self._keeper.state
-        if (await self._keeper.store.revision(release.candidate)).source != state.source:
+        same = (await self._keeper.store.revision(release.candidate)).source == state.source
+        if not same and release.kind is not ReleaseKind.PROBE:
             return "the source changed while it waited"
         if release.candidate == state.stable:
             return "its candidate became the stable revision while it waited"

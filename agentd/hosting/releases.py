@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -31,13 +32,17 @@ from agentd.records import (
 )
 from agentd.release import evidence as weighing
 from agentd.release import fleet, machine, watch
+from agentd.release.limits import Rate, promotions
 from agentd.runners.local import LocalRunner
+from agentd.spec import parse_rate
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CANARY = machine.CANARY
 LEASE = 10.0
 RETRY = 1.0
+MEMORY = 1000
+"""Releases that are looked through for promotions."""
 
 
 class Releases:
@@ -51,6 +56,7 @@ class Releases:
         self._queue = ReleaseQueue(keeper)
         self._routes = Routes(keeper)
         self._wake = asyncio.Event()
+        self._limited = ""
         self.canary = Canary(keeper, lease)
         self.current: Release | None = None
 
@@ -58,6 +64,15 @@ class Releases:
     def idle(self) -> bool:
         """Whether nothing is in progress or waiting."""
         return self.current is None and not self._queue
+
+    @property
+    def waiting(self) -> str:
+        """What keeps the next release from going on by itself: a freeze, a quarantine, or the rate of promotions; empty if nothing does."""
+        return "" if self.idle else self._keeper.state.held or self._limited
+
+    def _held(self, release: Release) -> bool:
+        """Whether a freeze or a quarantine keeps `release` where it is. A probe never is: it asks whether to roll back."""
+        return release.kind is not ReleaseKind.PROBE and bool(self._keeper.state.held)
 
     @property
     def probing(self) -> bool:
@@ -113,19 +128,34 @@ class Releases:
     async def conduct(self) -> None:
         """Take one release after the other from proposed to its end. Runs until cancelled."""
         while True:
-            if self.current is None and self._queue:
+            if self._queue and (self.current is None or self._queue.probing):
                 async with self._keeper.deciding:
-                    if self.current is None:
-                        self.current = await self._queue.take()
+                    await self._take_next()
             if self._routes.astray:
                 async with self._keeper.deciding:
                     await self._routes.follow()
-            if self.current is not None:
+            if self.current is not None and not self._held(self.current):
                 await self._forward(self.current)
             with contextlib.suppress(TimeoutError):  # leases are renewed and durations checked even if nothing happens
                 async with asyncio.timeout(RETRY if self._routes.astray else self._lease / 5):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def _take_next(self) -> None:
+        """Begin with the next release. One that has not met the plant yet makes room for a probe: a person may let it wait for days."""
+        current = self.current
+        if current is not None and self._queue.probing and current.phase not in CANARY | {Phase.PAUSED}:
+            await self._keeper.commit(release=None)
+            self._queue.put_back(current)
+            self.current = None
+        if self.current is None:
+            self.current = await self._queue.take()
+
+    async def halt(self) -> None:
+        """A hold began: the pairs under way no longer count, and stable serves everywhere. The caller holds `deciding`."""
+        if self.current is not None and self._held(self.current):
+            self.canary.clear()
+            await self._routes.spare()
 
     async def _forward(self, release: Release) -> None:
         match release.phase:
@@ -146,7 +176,7 @@ class Releases:
             await self._end(release, result.verdict, detail=result.detail)
             return
         advanced = machine.advance(release, to, at=self._keeper.clock.time(), who="agentd", reason=result.reason)
-        await self._became(release, advanced, **result.figures)
+        await self._became(release, msgspec.structs.replace(advanced, screening=result.screening), **result.figures)
 
     async def _begin_canary(self, release: Release) -> None:
         """After screening, or at once for a probe, whose revisions have both served before."""
@@ -158,7 +188,25 @@ class Releases:
             waiting = Phase.AWAITING_APPROVAL
             await self._became(release, machine.advance(release, waiting, at=now, who="agentd", reason="waits for `agentd approve`"))
             return
+        elif await self._too_often():
+            return
         await self._became(release, machine.start(release, at=now))
+
+    async def _too_often(self) -> bool:
+        """Whether evidence has promoted as many candidates as may be in the time: the next one's canary begins later."""
+        keeper = self._keeper
+        now = keeper.clock.time()
+        rate = Rate(*parse_rate(keeper.spec.release.max_promotions))
+        free = rate.free_at(promotions(await keeper.store.releases(keeper.name, limit=MEMORY)), now)
+        if free is not None and free <= now:
+            self._limited = ""
+            return False
+        until = "" if free is None else f" until {datetime.fromtimestamp(free, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        told = f"waits{until}: [release] max_promotions allows {keeper.spec.release.max_promotions}"
+        if told != self._limited:
+            self._limited = told
+            await keeper.say("release.waits", told, release=self.current.id if self.current else "", free_at=free)
+        return True
 
     async def _needs_person(self, release: Release) -> bool:
         """Whether the mode, or a parameter that the release changes, asks for an operator's approval."""
@@ -179,7 +227,7 @@ class Releases:
             await self._end(release, verdict)
             return
         async with keeper.deciding:
-            if self.current is not release:
+            if self.current is not release or self._held(release):
                 return
             _, verdict_or_none = machine.expire(release, at=keeper.clock.time())
             if verdict_or_none is not None:
@@ -191,9 +239,14 @@ class Releases:
         """The release with the devices that its ramp exposes by now. The caller holds `deciding`."""
         widened = fleet.widen(release, self.canary.labels)
         if widened is not release:
-            events = await self._keeper.commit(widened, telling.stepped(self._keeper, release, widened))
-            self.current = widened
-            self._keeper.tell(*events)
+            await self._step(release, widened)
+        return widened
+
+    async def _step(self, release: Release, widened: Release, *, who: str = "agentd") -> Release:
+        events = await self._keeper.commit(widened, telling.stepped(self._keeper, release, widened, who=who))
+        self.current = widened
+        self._keeper.tell(*events)
+        self.wake()
         return widened
 
     # --- evidence ----------------------------------------------------------------------------------------------------
@@ -263,7 +316,7 @@ class Releases:
             stable = keeper.state.stable
             replaced = await self._promoted_by(stable) if ended.kind is ReleaseKind.PROBE else None
             unused = {stable, ended.anchor or stable}
-            changes |= self.serve(ended.candidate, forced=ended.forced)
+            changes |= await self._serve(ended.candidate, forced=ended.forced)
             if replaced is not None:
                 why = f"the last good revision is {verdict.reason}"
                 rolled = machine.advance(replaced, Phase.ROLLED_BACK, at=now, who="watch", reason=why, stage="watch")
@@ -274,18 +327,26 @@ class Releases:
                 changes |= {"anchor": anchored_by(ended, keeper.state.anchor), "attempts": 0}
         records.append(telling.changed(keeper, ended, detail=detail))
         events = await keeper.commit(*records, **changes)
-        self.current = None
+        self.current, self._limited = None, ""
         self.canary.clear()
         await self._routes.follow(retire=sorted(unused))
         keeper.tell(*events)
         self.wake()
         await self._on_end(ended)
 
-    def serve(self, revision: str, *, forced: bool) -> dict[str, object]:
-        """The changes of state that make `revision` stable. One that did not win a canary is watched against its predecessor's bound."""
-        predecessor = self._keeper.state.watch
-        fresh = watch.inherit(revision, predecessor) if forced and predecessor is not None else watch.begin(revision)
-        return {"stable": revision, "desired": revision, "watch": fresh}
+    async def _serve(self, revision: str, *, forced: bool) -> dict[str, object]:
+        """The changes of state that make `revision` stable, with the source that it was measured on.
+
+        One that did not win a canary is watched against its predecessor's bound.
+        """
+        state = self._keeper.state
+        fresh = watch.inherit(revision, state.watch) if forced and state.watch is not None else watch.begin(revision)
+        changes: dict[str, object] = {"stable": revision, "desired": revision, "watch": fresh}
+        source = (await self._keeper.store.revision(revision)).source
+        if source != state.source:
+            folder = state.passed_over or state.source
+            changes |= {"source": source, "passed_over": "" if source == folder else folder, "conflicts": ()}
+        return changes
 
     async def _promoted_by(self, revision: str) -> Release | None:
         """The release that made `revision` stable, if one did."""
@@ -295,7 +356,7 @@ class Releases:
     async def _became(self, release: Release, advanced: Release, **data: Value) -> None:
         """Commit and tell the step from `release` to `advanced`, unless an operator was quicker."""
         async with self._keeper.deciding:
-            if self.current is release:
+            if self.current is release and not self._held(release):
                 await self._replace(advanced, **data)
 
     async def _replace(self, release: Release, **data: Value) -> Release:
@@ -339,15 +400,25 @@ class Releases:
             resumed = machine.resume(self._named(release), at=self._keeper.clock.time(), who=who, reason=reason or "resumed")
             return await self._replace(resumed)
 
-    async def promote(self, release: str, *, who: str, reason: str = "") -> Release:
-        """Force a screened release past its canary: it is watched against its predecessor's bound.
+    async def promote(self, release: str, *, who: str, reason: str = "", full: bool = False) -> Release:
+        """The next step of a release's ramp, though the one before isn't over; past the last one, or with `full`, stable everywhere.
 
-        Raises StaleRelease, IllegalTransition.
+        What is made stable so is watched against its predecessor's bound. Raises StaleRelease, IllegalTransition, ReleaseError.
         """
         async with self._keeper.deciding:
             current = self._named(release)
-            if current.phase in {Phase.PROPOSED, Phase.VALIDATED} or current.kind is ReleaseKind.PROBE:
+            if current.kind is ReleaseKind.PROBE:
+                raise ReleaseError(f"release {current.id} is a probe of the watch: `agentd rollback` goes back without it")
+            if current.phase in {Phase.PROPOSED, Phase.VALIDATED}:
                 raise IllegalTransition(current.id, str(current.phase), "promoted before it was screened")
+            if not full and current.phase in CANARY:
+                widened = fleet.widen(current, self.canary.labels, over=True)
+                if len(widened.fleet) > len(current.fleet):
+                    return await self._step(current, widened, who=who)
+            elif not full and len(self.canary.labels) > 1:
+                raise ReleaseError(
+                    f"release {current.id} is {current.phase}: its ramp has not begun; --full promotes it past the whole ramp"
+                )
             forced = msgspec.structs.replace(current, forced=True)
             await self.finish(forced, Verdict(phase=Phase.PROMOTED, reason=reason or f"forced by {who}", stage="operator"), who=who)
             return await self._keeper.store.release(current.id)
@@ -385,7 +456,7 @@ class Releases:
                 "revision.desired", f"{who} made {revision[:10]} stable", who=who, revision=revision, previous=previous, reason=reason
             )
         )
-        changes = self.serve(revision, forced=True)
+        changes = await self._serve(revision, forced=True)
         if keeper.state.anchor == previous:
             changes |= {"anchor": revision}
         events = await keeper.commit(*records, **changes)

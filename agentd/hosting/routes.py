@@ -39,7 +39,10 @@ class Routes:
         if runner is None or source is None:
             raise RunnerError(f"agent {self._keeper.name} has no runner")
         if revision not in self._loaded:
-            await runner.load(source, await self._keeper.store.revision(revision))
+            known = await self._keeper.store.revision(revision)
+            if known.source != source.digest:  # a rollback goes back to the pair of source and values that was measured
+                source = await self._keeper.store.source(known.source)
+            await runner.load(source, known)
             self._loaded.add(revision)
         return runner
 
@@ -61,8 +64,8 @@ class Routes:
             self.astray = True
             log.warning("routes could not be set yet", agent=self._keeper.name, error=str(error))
 
-    async def spare(self, device: str) -> None:
-        """No more pairs on this device: it goes back to stable at once, also from the middle of a pair."""
+    async def spare(self, device: str | None = None) -> None:
+        """No more pairs on this device (on any): it goes back to stable at once, also from the middle of a pair."""
         if self.runner is None:
             return
         try:

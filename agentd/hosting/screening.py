@@ -7,7 +7,7 @@ from agentd.errors import DecodingError, SandboxError
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.routes import Routes
 from agentd.opto.decoding import validate_values
-from agentd.records import Parameter, Phase, Release, Value, Verdict
+from agentd.records import Parameter, Phase, Release, Screening, Value, Verdict
 
 REASON_LIMIT = 500
 DETAIL_LIMIT = 4000
@@ -20,6 +20,7 @@ class Passed:
 
     reason: str
     figures: Mapping[str, Value] = field(default_factory=dict)
+    screening: Screening | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,11 @@ async def screen(release: Release, routes: Routes, keeper: Keeper) -> Passed | F
         return _failed(f"{type(error).__name__}: {error}", getattr(error, "traceback", ""))
     if report.error or report.invalid:
         return _failed(report.error or f"{report.invalid} of {report.ticks} actions are outside the envelope", report.traceback)
+    screening = Screening(
+        episodes=len(episodes), ticks=report.ticks, differing=report.differing, invalid=report.invalid, max_latency=report.max_latency
+    )
     figures = {"ticks": report.ticks, "differing": report.differing}
-    return Passed(f"{report.differing} of {report.ticks} replayed actions differ", figures)
+    return Passed(f"{report.differing} of {report.ticks} replayed actions differ", figures, screening)
 
 
 def _failed(text: str, traceback: str) -> Failed:

@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -11,13 +12,33 @@ import agentd
 from agentd.clock import Clock
 from agentd.errors import AgentdError
 from agentd.events import EventBus
-from agentd.hosting.agent import Services
+from agentd.hosting.releases import LEASE
 from agentd.observability.metrics import Metrics
 from agentd.opto.budget import DAY, Ledger
+from agentd.opto.contract import Llm
 from agentd.opto.llm import LitellmClient, LlmSettings
 from agentd.records import Usage
 from agentd.settings import DaemonSettings
 from agentd.store import SqlStore
+from agentd.store.contract import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the daemon lends to each hosted agent."""
+
+    store: Store
+    bus: EventBus
+    clock: Clock
+    metrics: Metrics
+    llm: Llm
+    ledger: Ledger
+    state_directory: Path
+    epoch: int
+    seed: int
+    broker: str | None = None
+    models: tuple[str, ...] = ()
+    lease: float = LEASE
 
 
 @asynccontextmanager

@@ -106,6 +106,11 @@ def _same(one: Value, other: Value) -> bool:
     return codec.encode(one) == codec.encode(other)
 
 
+def comparable(one: Source, other: Source) -> bool:
+    """Whether scores on the two mean the same: environment and metrics are declared alike. Unknown of what an older agentd stored."""
+    return bool(one.sections) and one.sections == other.sections
+
+
 async def take_up(keeper: Keeper, source: Source, parameters: tuple[Parameter, ...]) -> Revision:
     """Make the new source's revision, with what carries over, the stable one. The caller holds `deciding`."""
     state = keeper.state

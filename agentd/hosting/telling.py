@@ -46,13 +46,14 @@ def weighed(keeper: Keeper, release: Release, evidence: Pair | Single) -> Event:
     )
 
 
-def stepped(keeper: Keeper, before: Release, after: Release) -> Event:
+def stepped(keeper: Keeper, before: Release, after: Release, *, who: str = "agentd") -> Event:
     """The ramp goes on, or is done."""
     added = [device for device in after.fleet if device not in before.fleet]
     evidence = "nothing seen yet" if after.difference is None else f"{after.difference:+.3f} over {after.pairs} pairs so far"
     return keeper.event(
         "release.step",
         f"{after.candidate[:10]} {fleet.summary(after)}; {evidence}",
+        who=who,
         **_facts(after),
         step=after.step,
         added=added,

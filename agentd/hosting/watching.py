@@ -3,6 +3,7 @@
 from agentd.hosting.improver import Improver
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
+from agentd.hosting.sources import comparable
 from agentd.records import Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings
 from agentd.release import machine, watch
 
@@ -79,10 +80,16 @@ class Watcher:
             await releases.finish(current, verdict)
         if state.last_good is None or state.last_good == state.stable:
             await self._drift("no earlier revision is known to be good", state.watch.bound or 0.0)
-        elif (await keeper.store.revision(state.last_good)).source != state.source:
-            await self._drift("the last good revision belongs to another version of the source", state.watch.bound or 0.0)
+        elif not await self._comparable(state.last_good):
+            await self._drift("the last good revision was measured in another environment, or by other metrics", state.watch.bound or 0.0)
         else:
             await releases.probe(state.last_good)
+
+    async def _comparable(self, revision: str) -> bool:
+        """Whether `revision` and the stable one can run as pairs: their sources may differ, but not in what is measured."""
+        store, source = self._keeper.store, self._keeper.state.source
+        known = (await store.revision(revision)).source
+        return known == source or comparable(await store.source(known), await store.source(source))
 
     async def release_ended(self, release: Release) -> None:
         """A probe that did not show the last good revision to be better: then it was the world."""

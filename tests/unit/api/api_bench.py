@@ -1,6 +1,6 @@
 """A daemon's API without a daemon: the real application and the real store; the commands are a small in-memory agent."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from agentd.records import (
     Episode,
     Event,
     Feedback,
+    Hold,
     Kind,
     Mode,
     NodeKind,
@@ -191,8 +192,8 @@ class Bench:
     async def approve(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         return await self._decide("approve", agent, release, who, reason)
 
-    async def promote(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
-        return await self._decide("promote", agent, release, who, reason)
+    async def promote(self, agent: str, release: str, *, who: str, reason: str = "", full: bool = False) -> Release:
+        return await self._decide("promote full" if full else "promote", agent, release, who, reason)
 
     async def abort(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         return await self._decide("abort", agent, release, who, reason)
@@ -206,15 +207,34 @@ class Bench:
     async def retry(self, agent: str, release: str, *, who: str, reason: str = "") -> Release:
         return await self._decide("retry", agent, release, who, reason)
 
-    async def pause_agent(self, agent: str, *, who: str) -> AgentStatus:
-        self.asked.append(("pause_agent", agent, who))
-        self.state = msgspec.structs.replace(self.state, paused=True)
+    def _change(self, verb: str, agent: str, who: str, reason: str, **changes: object) -> AgentStatus:
+        self.agent_status(agent)
+        self.asked.append((verb, agent, who, reason))
+        self.state = msgspec.structs.replace(self.state, **changes)
         return self.agent_status(agent)
 
-    async def resume_agent(self, agent: str, *, who: str) -> AgentStatus:
-        self.asked.append(("resume_agent", agent, who))
-        self.state = msgspec.structs.replace(self.state, paused=False)
-        return self.agent_status(agent)
+    async def pause_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        return self._change("pause_agent", agent, who, reason, paused=True)
+
+    async def resume_agent(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        return self._change("resume_agent", agent, who, reason, paused=False)
+
+    async def freeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        return self._change("freeze", agent, who, reason, frozen=Hold(at=NOW, who=who, reason=reason))
+
+    async def unfreeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        return self._change("unfreeze", agent, who, reason, frozen=None)
+
+    async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
+        return self._change("unquarantine", agent, who, reason, quarantine=None)
+
+    async def rebase(self, agent: str, *, keep: Sequence[str], take: Sequence[str], who: str, reason: str = "") -> Release | None:
+        known = {conflict.path for conflict in (await self.store.agent(agent)).conflicts}
+        unknown = {path: "has no conflict" for path in (*keep, *take) if path not in known}
+        if unknown:
+            raise DecodingError(unknown)
+        self.asked.append(("rebase", tuple(keep), tuple(take), who, reason))
+        return make_release("r-rebase", Phase.PROPOSED) if keep else None
 
     async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:
         self.agent_status(agent)

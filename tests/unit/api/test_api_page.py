@@ -27,7 +27,7 @@ async def test_the_page_shows_agent_score_stable_revision_and_events(api) -> Non
 async def test_the_page_shows_the_release_in_progress_with_evidence(api) -> None:
     api.bench.current = make_release("r9")
     text = await page(api)
-    for shown in ("Release in progress", BETTER.id[:10], "12 of at most 200", "4.48 of 20", "+0.100"):
+    for shown in ("Release in progress", BETTER.id[:10], "12 of at most 300", "4.48 of 20", "+0.100"):
         assert shown in text, shown
 
 

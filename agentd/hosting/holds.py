@@ -1,0 +1,137 @@
+"""What keeps an agent from going on: a pause holds its episodes; a freeze or a quarantine holds its releases.
+
+A freeze is an operator's. While it lasts no proposal, release or promotion begins or goes on: a canary draws no pairs, those under way no
+longer count, and what waits keeps waiting. The watch goes on: a plant must not suffer from a revision that turned bad because somebody
+froze the agent for the night. Its probe runs, and rolls back where the last good revision is better. Operators may still abort a release
+and choose the stable revision themselves.
+
+A quarantine is the same, put on by agentd when the watch has rolled back too often (`[guardrails] max_rollbacks`): something proposes, or
+judges, what does not hold. The agent serves what was rolled back to (or, with `quarantine = "safe"`, begins no more episodes) until an
+operator lifts it.
+"""
+
+import contextlib
+
+from agentd.errors import RunnerError
+from agentd.hosting.keeper import Keeper
+from agentd.hosting.releases import Releases
+from agentd.records import Hold
+from agentd.release.limits import Rate, rollbacks
+from agentd.runners.local import LocalRunner
+from agentd.spec import parse_rate
+
+MEMORY = 1000
+"""Releases that are looked through for rollbacks."""
+
+
+class Holds:
+    """The holds of one agent. They are committed with its state, so they survive every restart."""
+
+    def __init__(self, keeper: Keeper, releases: Releases) -> None:
+        self._keeper = keeper
+        self._releases = releases
+        self._runner: LocalRunner | None = None
+
+    async def attach(self, runner: LocalRunner) -> None:
+        """Hold this runner from now on. The caller holds `deciding`. Before a route: that begins an episode."""
+        self._runner = runner
+        await self.examine()
+        paused = self._keeper.state.paused
+        if runner.paused or paused:
+            await (runner.pause() if paused else runner.resume())
+
+    def detach(self) -> None:
+        """The runner is gone; the next one is held when it is attached."""
+        self._runner = None
+
+    # --- episodes ----------------------------------------------------------------------------------------------------
+
+    async def pause(self, *, who: str, reason: str = "") -> None:
+        """Start no more episodes; the plant stays in its safe state."""
+        await self._set_paused(paused=True, who=who, reason=reason)
+
+    async def resume(self, *, who: str, reason: str = "") -> None:
+        """Go on after `pause`."""
+        await self._set_paused(paused=False, who=who, reason=reason)
+
+    async def _set_paused(self, *, paused: bool, who: str, reason: str) -> None:
+        keeper = self._keeper
+        async with keeper.deciding:
+            if keeper.state.paused is paused:
+                return
+            word = "paused" if paused else "resumed"
+            message = f"{word} by {who}" + (f": {reason}" if reason else "")
+            events = await keeper.commit(keeper.event(f"agent.{word}", message, who=who, reason=reason), paused=paused)
+            await self._follow()
+            keeper.tell(*events)
+
+    async def _follow(self) -> None:
+        """Make the runner do what was committed. One that is lost meanwhile is told when it is attached again."""
+        if self._runner is not None:
+            with contextlib.suppress(RunnerError):
+                await (self._runner.pause() if self._keeper.state.paused else self._runner.resume())
+
+    # --- releases ----------------------------------------------------------------------------------------------------
+
+    async def freeze(self, *, who: str, reason: str = "") -> None:
+        """No proposal, release or promotion begins or goes on. An agent that is frozen stays as it was frozen first."""
+        keeper = self._keeper
+        async with keeper.deciding:
+            if keeper.state.frozen is not None:
+                return
+            hold = Hold(at=keeper.clock.time(), who=who, reason=reason)
+            message = f"frozen by {who}" + (f": {reason}" if reason else "")
+            events = await keeper.commit(keeper.event("agent.frozen", message, who=who, reason=reason), frozen=hold)
+            await self._releases.halt()
+            keeper.tell(*events)
+
+    async def unfreeze(self, *, who: str, reason: str = "") -> None:
+        """Go on after `freeze`: what was in progress is in progress again."""
+        keeper = self._keeper
+        async with keeper.deciding:
+            if keeper.state.frozen is None:
+                return
+            message = f"unfrozen by {who}" + (f": {reason}" if reason else "")
+            keeper.tell(*await keeper.commit(keeper.event("agent.unfrozen", message, who=who, reason=reason), frozen=None))
+        self._releases.wake()
+
+    async def examine(self) -> None:
+        """Put the agent into quarantine if it rolled back too often. The caller holds `deciding`.
+
+        What it looks at is what was committed: it may be asked again at any time, as after a crash between rollback and quarantine.
+        """
+        keeper, guardrails = self._keeper, self._keeper.spec.guardrails
+        state, now = keeper.state, keeper.clock.time()
+        if state.quarantine is not None:
+            return
+        rate = Rate(*parse_rate(guardrails.max_rollbacks))
+        times = rollbacks(await keeper.store.releases(keeper.name, limit=MEMORY), since=state.lifted_at)
+        if not rate.exceeded(times, now):
+            return
+        count = sum(now - at < rate.period for at in times)
+        reason = f"rolled back {count} times, and [guardrails] max_rollbacks allows {guardrails.max_rollbacks}"
+        changes: dict[str, object] = {"quarantine": Hold(at=now, who="agentd", reason=reason)}
+        if guardrails.quarantine == "safe":
+            changes["paused"] = True
+        event = keeper.event(
+            "agent.quarantined", f"in quarantine: {reason}", rollbacks=count, stable=state.stable, then=guardrails.quarantine
+        )
+        events = await keeper.commit(event, **changes)
+        await self._releases.halt()
+        await self._follow()
+        keeper.tell(*events)
+
+    async def lift(self, *, who: str, reason: str = "") -> None:
+        """End the quarantine, and the pause that came with it. Rollbacks before now no longer count."""
+        keeper = self._keeper
+        async with keeper.deciding:
+            if keeper.state.quarantine is None:
+                return
+            message = f"out of quarantine by {who}" + (f": {reason}" if reason else "")
+            changes: dict[str, object] = {"quarantine": None, "lifted_at": keeper.clock.time()}
+            if keeper.spec.guardrails.quarantine == "safe":
+                changes["paused"] = False
+            events = await keeper.commit(keeper.event("agent.unquarantined", message, who=who, reason=reason), **changes)
+            await self._follow()
+            keeper.tell(*events)
+        self._releases.wake()

@@ -1,0 +1,118 @@
+"""From a finished episode to what it teaches: judged, kept, shown, and weighed as evidence and by the watch."""
+
+import asyncio
+import contextlib
+from collections import deque
+
+from agentd.errors import NotFound
+from agentd.hosting.improver import Improver
+from agentd.hosting.judge import Judge
+from agentd.hosting.keeper import Keeper
+from agentd.hosting.releases import Releases
+from agentd.hosting.watching import Watcher
+from agentd.observability.metrics import Metrics
+from agentd.records import Episode, Feedback, Outcome, Purpose, Role
+from agentd.runners.local import LocalRunner
+
+EPISODES_AHEAD = 64
+RECENT = 120
+
+
+class Intake:
+    """The episodes of one agent, each taken in once, in the order in which they ended."""
+
+    def __init__(self, keeper: Keeper, releases: Releases, watcher: Watcher, improver: Improver, metrics: Metrics) -> None:
+        self._keeper = keeper
+        self._releases = releases
+        self._watcher = watcher
+        self._improver = improver
+        self._metrics = metrics
+        self._episodes: asyncio.Queue[Episode] = asyncio.Queue(EPISODES_AHEAD)
+        self._taken: deque[str] = deque(maxlen=2 * EPISODES_AHEAD)
+        self._resent = 0
+        self._feedback_failure = ""
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        """Normalised scores of the stable revision, oldest first."""
+        self.count = 0
+
+    def attach(self, runner: LocalRunner) -> None:
+        """Begin anew with this runner: what an earlier connection brought and nobody acknowledged comes again."""
+        self._episodes = asyncio.Queue(EPISODES_AHEAD)
+        self._resent = runner.spooled
+
+    async def put(self, episode: Episode) -> None:
+        """Hand over an episode. Waits while the judge is behind: the runner spools meanwhile, and never waits."""
+        await self._episodes.put(episode)
+
+    async def join(self) -> None:
+        """Return once all that was handed over is taken in."""
+        await self._episodes.join()
+
+    async def run(self, judge: Judge, runner: LocalRunner) -> None:
+        """Learn from one episode after the other. Runs until cancelled."""
+        while True:
+            episode = await self._episodes.get()
+            if not await self._is_known(episode):
+                feedback = await judge.judge(episode)
+                await self._take_in(episode, feedback)
+                self._taken.append(episode.id)
+            await runner.acknowledge(episode.id)
+            self._episodes.task_done()
+
+    async def _is_known(self, episode: Episode) -> bool:
+        """Whether it was taken in before and only the acknowledgement was lost: evidence and watch must not see it twice."""
+        if episode.id in self._taken:
+            return True
+        if self._resent <= 0:
+            return False
+        self._resent -= 1
+        with contextlib.suppress(NotFound):
+            await self._keeper.store.summary(episode.id)
+            return True
+        return False
+
+    async def _take_in(self, episode: Episode, feedback: Feedback) -> None:
+        """One finished episode: kept, shown, and weighed."""
+        keeper = self._keeper
+        await keeper.store.add_episode(episode, feedback, regime=keeper.state.regime)
+        self.count += 1
+        self._metrics.episode(episode, feedback)
+        if episode.role is Role.STABLE and episode.revision == keeper.state.stable and not feedback.failed:
+            self.recent.append(feedback.normalised)
+        keeper.bus.publish(
+            keeper.event(
+                "episode.finished",
+                f"{episode.role} {episode.outcome}, score {feedback.score:.3f}",
+                episode=episode.id,
+                device=episode.device,
+                role=str(episode.role),
+                purpose=str(episode.purpose),
+                revision=episode.revision,
+                outcome=str(episode.outcome),
+                score=feedback.score,
+                normalised=feedback.normalised,
+                ticks=len(episode.steps),
+                safe_actions=episode.safe_actions,
+                feedback=feedback.text[:300],
+                failed=feedback.failed,
+            )
+        )
+        if episode.outcome is not Outcome.LOST:
+            if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
+                await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
+            self._feedback_failure = feedback.failed
+        async with keeper.deciding:
+            await self._releases.observe(episode, feedback)
+            if self._is_watched(episode, feedback):
+                await self._watcher.observe(feedback.normalised)
+        if keeper.state.improving:
+            self._improver.wake()
+
+    def _is_watched(self, episode: Episode, feedback: Feedback) -> bool:
+        return (
+            episode.revision == self._keeper.state.stable
+            and episode.role is Role.STABLE
+            and episode.purpose is not Purpose.RECOVERY
+            and episode.outcome is not Outcome.LOST
+            and not feedback.failed
+        )
