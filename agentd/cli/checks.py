@@ -14,6 +14,7 @@ from rich.console import Console
 from agentd.cli.context import FAILED, GOOD, Where
 from agentd.cli.show import text
 from agentd.errors import AgentdError, NotFound, SpecError
+from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
 from agentd.settings import DaemonSettings, masked
 from agentd.spec import AgentSpec, EnvironmentKind, load_agent
@@ -40,6 +41,7 @@ async def check_all(where: Where, folders: Sequence[Path]) -> list[Finding]:
     found, specs = _check_agents(folders or _agent_folders(settings), settings)
     isolation = await asyncio.to_thread(probe)
     found += _check_isolation(isolation, specs)
+    found += _check_realtime(specs)
     found.append(await _check_store(settings))
     found += [await _check_broker(url) for url in sorted(_brokers(settings, specs))]
     found += await asyncio.to_thread(_check_models, settings, specs)
@@ -95,6 +97,12 @@ def _check_isolation(isolation: Isolation, specs: Sequence[AgentSpec]) -> Iterat
     yield Finding(level, "isolation", f"this machine gives level {isolation.level}; level {wanted} is asked for")
     for sentence in isolation.explanation:
         yield Finding("hint", "isolation", sentence)
+
+
+def _check_realtime(specs: Sequence[AgentSpec]) -> Iterator[Finding]:
+    if any(spec.environment.mqtt.realtime for spec in specs):
+        problem = try_out()
+        yield Finding("hint" if problem else "good", "realtime", problem or "runners may go first (SCHED_FIFO)")
 
 
 async def _check_store(settings: DaemonSettings) -> Finding:

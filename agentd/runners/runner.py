@@ -20,6 +20,7 @@ from agentd.runners.loop import DeviceLoop
 from agentd.runners.messages import DeviceState, Done, Setup, ToRunner, Welcome
 from agentd.runners.pace import PacedDevice, Streaming
 from agentd.runners.paths import RunnerPaths
+from agentd.runners.realtime import go_first
 from agentd.runners.replay import screen
 from agentd.runners.spool import Spool
 from agentd.runners.workers import Workers
@@ -103,12 +104,19 @@ class Runner:
                     self._group.create_task(self._report(), name="report"),
                     self._group.create_task(self._watch_lease(), name="lease"),
                 ]
+                self._go_first()
                 on_ready()
                 self._control.garbage.take_over()
                 await self._stopped.wait()
                 for chore in chores:
                     chore.cancel()
                 await self._control.brake.aclose()
+
+    def _go_first(self) -> None:
+        if self._control.mqtt is not None and self._control.mqtt.realtime:
+            problem = go_first()
+            sys.stderr.write(f"{problem or 'SCHED_FIFO: the runner goes first'}\n")
+            self._control.happened("runner.realtime", problem or "the runner goes first (SCHED_FIFO)", allowed=not problem)
 
     def _worker_ready(self) -> None:
         self._control.changed()
