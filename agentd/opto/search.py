@@ -90,7 +90,8 @@ class Search:
 
         best = _noticeably_better(trials, baseline)
         around = best.point if best is not None else space.current
-        ideas = (idea for idea in symmetries(space, around, memory, self._context.regime) if fresh(idea[0]))
+        improved = [trial.point for trial in trials if trial.score > baseline]
+        ideas = (idea for idea in symmetries(space, around, memory, self._context.regime, improved) if fresh(idea[0]))
         draws = (draw for draw in self._draws(space, trials, baseline, seed) if fresh(draw[0]))
         near = (idea for idea in _neighbourhood(space, best, generator) if fresh(idea[0]))
         turn = (len(tried) - 1) % 3  # the running revision is among them
@@ -205,13 +206,14 @@ def _near(space: Space, point: Point, generator: random.Random) -> Point:
     """`point` with about half of its numbers changed a little, at least one; a choice now and then."""
     chosen = [index for index in range(len(point)) if generator.random() < 0.5] or [generator.randrange(len(point))]
     changed = list(point)
+    spread = _LOCAL_SPREAD * 0.2 ** generator.random()  # coarse and fine steps: how far the best is, nobody knows
     for index in chosen:
         dimension = space.dimensions[index]
         if dimension.choices is not None:
             changed[index] = generator.choice(dimension.choices) if generator.random() < 0.2 else point[index]
             continue
         scale = abs(point[index]) or (dimension.high - dimension.low) / 16
-        step = generator.gauss(0.0, _LOCAL_SPREAD) * scale
+        step = generator.gauss(0.0, spread) * scale
         if dimension.integer and abs(step) < 1:
             step = 1 if step > 0 else -1
         changed[index] = dimension.rounded(point[index] + step)

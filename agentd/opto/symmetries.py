@@ -2,8 +2,9 @@
 
 What breaks a plant most often is a sign, a scale or a mixed-up channel: a motor wired the other way round, a sensor in other units, two
 plugs exchanged. Such a fault leaves the controller's structure right, and a symmetry of its constants undoes it. Nothing here knows a
-domain. In order: values that were good in an earlier regime; everything negated; each sign alone, the largest constants first, since they
-weigh most; everything halved and doubled; the signs of neighbours; signs and scale of a statement and of a parameter; all signs but one;
+domain. In order: values that were good in an earlier regime; everything negated, and doubled and halved with it once that was seen to be
+the better sign; each sign alone, the largest constants first, since they weigh most; everything halved and doubled, with either sign; the
+signs of neighbours; signs and scale of a statement and of a parameter; all signs but one;
 each switch and choice alone; neighbours exchanged; each scale alone. Thresholds of comparisons keep their sign and scale when others
 change together: they compare, they don't act.
 """
@@ -18,14 +19,17 @@ GOOD_FATES = frozenset({"stable", "promoted"})
 Idea = tuple[Point, str]
 
 
-def symmetries(space: Space, around: Point, memory: Sequence[MemoryEntry], regime: int) -> Iterator[Idea]:
-    """Points to try and why, the likeliest remedies of `around` first. Lazily; points may come twice."""
+def symmetries(space: Space, around: Point, memory: Sequence[MemoryEntry], regime: int, improved: Sequence[Point] = ()) -> Iterator[Idea]:
+    """Points to try and why, the likeliest remedies of `around` first. Lazily; points may come twice.
+
+    `improved` are points that scored better than `around`, however little: they only change the order.
+    """
     signed = [index for index, dimension in enumerate(space.dimensions) if dimension.choices is None and dimension.signed]
     yield from _good_before(space, memory, regime)
-    yield from _scaled(space, around, signed, -1.0, "everything")
+    yield from _negated(space, around, signed, improved)
     for index in sorted(signed, key=lambda index: -abs(around[index])):
         yield from _scaled(space, around, [index], -1.0, space.dimensions[index].label)
-    for factor in (0.5, 2.0):
+    for factor in (0.5, 2.0, -2.0, -0.5):
         yield from _scaled(space, around, signed, factor, "everything")
     for pair in itertools.pairwise(signed):
         yield from _scaled(space, around, pair, -1.0, " and ".join(space.dimensions[index].label for index in pair))
@@ -48,6 +52,14 @@ def _good_before(space: Space, memory: Sequence[MemoryEntry], regime: int) -> It
         point = space.point(entry.values) if entry.regime != regime and entry.fate in GOOD_FATES else None
         if point is not None:
             yield point, "these values were good before the world changed"
+
+
+def _negated(space: Space, around: Point, signed: Sequence[int], improved: Sequence[Point]) -> Iterator[Idea]:
+    for negated, reason in _scaled(space, around, signed, -1.0, "everything"):
+        yield negated, reason
+        if any(same(negated, point) for point in improved):
+            for factor in (-2.0, -0.5):
+                yield from _scaled(space, around, signed, factor, "everything")
 
 
 def _switched(space: Space, around: Point) -> Iterator[Idea]:

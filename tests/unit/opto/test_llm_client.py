@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import litellm  # noqa: F401 - it takes seconds to load, which would count against the deadlines below
 import pytest
 
 from agentd.clock import SystemClock

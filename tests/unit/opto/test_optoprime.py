@@ -153,6 +153,31 @@ async def test_candidates_are_screened_and_a_refusal_is_told_to_the_model(make_c
     assert "the action left the space at tick 3" in llm.requests[1].messages[-1].content
 
 
+async def test_values_that_would_have_acted_alike_are_asked_again_once_and_then_tried(make_context, make_problem, answers):
+    context = make_context(GAIN, algorithm="optoprime")
+    llm = answers(suggest(gain=4.0), suggest(gain=5.0))
+
+    async def alike(_):
+        return Screening(ticks=7, differing=0)
+
+    proposal = await OptoPrime(context, llm, alike).propose([make_problem(context)], (), 1)
+    assert "each of 7 recorded actions would have been the same" in llm.requests[1].messages[-1].content
+    assert proposal.values == {"gain": 5.0}
+
+
+async def test_values_of_a_parameter_that_is_gone_are_replayed_without_it(make_context, make_problem, answers):
+    context = make_context(GAIN, algorithm="optoprime")
+    replayed = []
+
+    async def screen(values):
+        replayed.append(values)
+        return Screening(report="it would have turned left", ticks=1, differing=1)
+
+    memory = [MemoryEntry(proposal="p", values={"gain": 7.0, "gone": 1}, fate="pruned", mean=0.1)]
+    await OptoPrime(context, answers(suggest(gain=4.0)), screen).propose([make_problem(context)], memory, 1)
+    assert replayed == [{"gain": 7.0}, {"gain": 4.0}]
+
+
 async def test_the_model_is_told_what_tried_values_would_have_done(make_context, make_problem, answers):
     async def screen(values):
         return Screening(report=f"with {values['gain']} tick 7 would have pushed left")

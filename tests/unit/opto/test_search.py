@@ -49,6 +49,27 @@ async def test_any_single_wrong_sign_is_tried_within_ten_proposals(code, make_co
         assert code.default.replace(old, new) in texts
 
 
+async def test_once_the_other_sign_is_seen_to_be_better_its_scale_comes_next(make_context):
+    context = make_context(GAIN, stable_mean=0.1)
+    _, better = await run(context, 2, score=lambda values: 0.12)
+    assert better.values == {"gain": -4.0}
+    _, worse = await run(context, 2, score=lambda values: 0.08)
+    assert worse.values == {"gain": 1.0}
+
+
+async def test_values_that_act_as_the_running_ones_do_are_passed_over_until_nothing_else_is_left(make_context):
+    context = make_context(GAIN)
+
+    async def acts_on_negative_gains_only(values):
+        return Screening(ticks=100, differing=int(values["gain"] < -3.0))
+
+    async def never_acts_otherwise(_):
+        return Screening(ticks=100, differing=0)
+
+    assert (await Search(context, None, acts_on_negative_gains_only).propose([], (), 0)).values["gain"] < -3.0
+    assert (await Search(context, None, never_acts_otherwise).propose([], (), 0)).values["gain"] > -9.0
+
+
 async def test_values_that_were_good_in_another_regime_come_first(make_context):
     context = make_context(GAIN, regime=3)
     memory = [entry(context, {"gain": 7.5}, 0.9, "promoted", regime=1), entry(context, {"gain": 8.5}, 0.9, "pruned", regime=1)]
