@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 CONFIGURATION = """
-listener {port} 127.0.0.1
+listener {port} {host}
 allow_anonymous true
 persistence false
 set_tcp_nodelay true
@@ -24,20 +24,24 @@ def free_port() -> int:
 
 
 class Mosquitto:
-    """A broker in a folder of its own that can be killed, frozen and started again on the same port."""
+    """A broker in a folder of its own that can be killed, frozen and started again on the same port.
 
-    def __init__(self, folder: Path, configuration: str = CONFIGURATION) -> None:
-        self.port = free_port()
-        self.url = f"mqtt://127.0.0.1:{self.port}"
+    `within` is the beginning of its command line, such as that of a network namespace.
+    """
+
+    def __init__(self, folder: Path, configuration: str = CONFIGURATION, *, host: str = "127.0.0.1", within: tuple[str, ...] = ()) -> None:
+        self.host, self.port = host, free_port()
+        self.url = f"mqtt://{host}:{self.port}"
+        self._within = within
         self._configuration = folder / "mosquitto.conf"
-        self._configuration.write_text(configuration.format(port=self.port))
+        self._configuration.write_text(configuration.format(port=self.port, host=host))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", str(self._configuration)])
+        self._process = subprocess.Popen([*self._within, "/usr/sbin/mosquitto", "-c", str(self._configuration)])
         limit = time.monotonic() + 20
         while time.monotonic() < limit:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
                 return
             time.sleep(0.02)
         raise TimeoutError("mosquitto did not start")
