@@ -72,6 +72,20 @@ class Workloads:
 
         return per_call(run, self.number(200_000))
 
+    def operator_in_episode_us(self):
+        """Of a chain of 500 in an episode, which keeps them all."""
+        best = math.inf
+        for _ in range(self.number(1_000)):
+            if not self.ours:
+                self.trace.GRAPH.clear()
+            with self._episode():
+                x = self.trace.node(1.5)
+                start = time.perf_counter()
+                for _ in range(500):
+                    x = x + 1.0
+                best = min(best, time.perf_counter() - start)
+        return best / 500 * 1e6
+
     def bundle_us(self):
         node, bundle = self.trace.node, self.trace.bundle
 
@@ -395,6 +409,7 @@ def _resident():
 FIGURES = {  # name: (unit, target, whether more is better)
     "operator_us": ("us per operator with a constant", "<= 1.5", False),
     "operator_two_nodes_us": ("us per operator on two nodes", "<= 1.5", False),
+    "operator_in_episode_us": ("us per operator in an episode of 500", "<= 1.5", False),
     "bundle_us": ("us per plain bundle call", "<= 4", False),
     "trainable_us": ("us per trainable bundle call", "<= 5", False),
     "backward_chain_1000_s": ("s backward, chain of 1,000", "", False),

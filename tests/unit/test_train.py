@@ -131,6 +131,16 @@ def test_a_guide_may_see_the_input_or_give_words_alone():
     assert (result.before, result.after) == (0.0, 1.0)
 
 
+def test_a_guide_and_a_data_set_of_trace_are_taken():
+    class Guide:
+        def __call__(self, task, response, info, **_):
+            return float(response == info), f"{task} should give {info}"
+
+    data = {"inputs": [1, 2, 3, 4], "infos": [3, 6, 9, 12]}
+    result = train(Times(), zip(data["inputs"], data["infos"], strict=True), Guide(), llm=Model(suggest(factor=3.0)), epochs=1)
+    assert (result.before, result.after) == (0.0, 1.0)
+
+
 def test_replies_that_can_not_be_used_are_steps_without_a_candidate():
     with pytest.warns(RuntimeWarning, match="no usable proposal"):
         result = train(Times(), CASES, guide, llm=Model("I can't"), epochs=1)
