@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from agentd.errors import TraceError
+
 __all__ = ["Host", "current_host", "hosted"]
 
 _OF_SCRIPTS = "agentd.opto.script_models", "ScriptHost"
@@ -39,10 +41,13 @@ def hosted(host: Host) -> Iterator[None]:
 
 
 def current_host() -> Host:
-    """The host of this context."""
-    found = _host.get()
-    if found is None:
-        module, name = _OF_SCRIPTS
-        found = getattr(importlib.import_module(module), name)()
-        _host.set(found)
-    return found
+    """The host of this context. Raises TraceError where there is none, as in a sandbox."""
+    host = _host.get()
+    if host is not None:
+        return host
+    module, name = _OF_SCRIPTS
+    try:
+        made: Host = getattr(importlib.import_module(module), name)()
+    except (ImportError, OSError) as error:
+        raise TraceError(f"whoever runs this program gives it no model ({error})") from error
+    return made

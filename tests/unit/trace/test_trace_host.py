@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 
-from agentd.errors import ModelError
+from agentd.errors import ModelError, TraceError
 from agentd.opto import OptoPrime
 from agentd.opto.script_models import ScriptHost
 from agentd.testing.llm import ScriptedLlm, in_turn
@@ -55,6 +56,12 @@ def test_an_outage_is_an_error_in_the_graph_that_is_still_the_model_s(monkeypatc
     for name in ("AGENTD_MODELS", "TRACE_LITELLM_MODEL"):
         monkeypatch.delenv(name, raising=False)
     with hosted(ScriptHost()), pytest.raises(ModelError, match="no model is configured"):
+        operators.call_llm("a")
+
+
+def test_where_nothing_can_be_loaded_there_is_no_model(monkeypatch):
+    monkeypatch.setitem(sys.modules, "agentd.opto.script_models", None)  # as where files can't be read
+    with pytest.raises(TraceError, match="gives it no model"):
         operators.call_llm("a")
 
 
