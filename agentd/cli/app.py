@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from agentd.cli import changing, device, evidence, hosting, reading
+from agentd.cli import changing, device, evidence, holding, hosting, reading, rebasing
 
 app = typer.Typer(
     name="agentd",
@@ -26,5 +26,5 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for module in (hosting, device, reading, evidence, changing):
+for module in (hosting, device, reading, evidence, changing, holding, rebasing):
     module.register(app)

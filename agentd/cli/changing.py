@@ -1,28 +1,15 @@
 """The verbs that change: they need the daemon, and exit 3 without one."""
 
+import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentd.cli import details, submission
 from agentd.cli import show as views
-from agentd.cli import submission
-from agentd.cli.context import (
-    FAILED,
-    GOING_ON,
-    GOOD,
-    Agent,
-    Config,
-    Json,
-    Reason,
-    State,
-    UsageMistake,
-    Where,
-    finish,
-    print_json,
-)
+from agentd.cli.context import FAILED, GOING_ON, GOOD, Agent, Config, Json, Reason, State, UsageMistake, Where, change, print_json, seconds
 
 if TYPE_CHECKING:
     from agentd.cli.client import Client
@@ -37,31 +24,18 @@ Wait = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
-    for verb in (propose, submit, approve, promote, abort, retry, rollback, pin, pause, resume):
+    for verb in (propose, submit, approve, promote, abort, retry, rollback, pin):
         app.command(rich_help_panel="Decide")(verb)
     app.command("import", rich_help_panel="Decide")(import_)
-
-
-def _change(where: Where, work: Callable[["Client"], Awaitable[int]]) -> None:
-    async def changing() -> int:
-        async with where.client() as client:
-            return await work(client)
-
-    finish(changing)
-
-
-def _tell(document: Any, sentence: str, *, json: bool) -> int:
-    print_json(document) if json else views.console().print(views.text(sentence))
-    return GOOD
 
 
 def propose(agent: Agent, json: Json = False, config: Config = None, state: State = None) -> None:
     """Ask the optimizer for a proposal now. `agentd events --follow` tells what comes of it."""
 
     async def work(client: "Client") -> int:
-        return _tell(await client.propose(agent), f"the optimizer of {agent} is at work", json=json)
+        return views.tell(await client.propose(agent), f"the optimizer of {agent} is at work", json=json)
 
-    _change(Where(config, state), work)
+    change(Where(config, state), work)
 
 
 def submit(
@@ -75,14 +49,14 @@ def submit(
     state: State = None,
 ) -> None:
     """Propose values yourself. They are validated, screened and tried like any other proposal; `promote` forces them past the canary."""
-    limit = _seconds(wait)
+    limit = seconds(wait, "--wait")
 
     async def work(client: "Client") -> int:
         values, written = submission.read(file, await client.parameters(agent))
         release = await client.submit(agent, values, note=note or written)
         return await _begun(client, release, limit, json=json)
 
-    _change(Where(config, state), work)
+    change(Where(config, state), work)
 
 
 def import_(
@@ -96,7 +70,7 @@ def import_(
     state: State = None,
 ) -> None:
     """Propose the values of an exported revision. They are validated, screened and tried like any other proposal."""
-    limit = _seconds(wait)
+    limit = seconds(wait, "--wait")
 
     async def work(client: "Client") -> int:
         from agentd.cli import exporting  # noqa: PLC0415 - only here
@@ -109,23 +83,12 @@ def import_(
         release = await client.submit(agent, values, note=note or f"imported: the values of revision {document.revision}")
         return await _begun(client, release, limit, json=json)
 
-    _change(Where(config, state), work)
-
-
-def _seconds(wait: str | None) -> float | None:
-    if wait is None:
-        return None
-    from agentd.configuration import parse_duration  # noqa: PLC0415 - only with --wait
-
-    try:
-        return parse_duration(wait)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--wait") from error
+    change(Where(config, state), work)
 
 
 async def _begun(client: "Client", release: dict[str, Any], limit: float | None, *, json: bool) -> int:
     if limit is None:
-        return _tell(release, f"release {release['id']} of revision {views.short(release['candidate'])} has begun", json=json)
+        return views.tell(release, f"release {release['id']} of revision {views.short(release['candidate'])} has begun", json=json)
     return await _await_verdict(client, release, limit, json=json)
 
 
@@ -145,9 +108,9 @@ async def _await_verdict(client: "Client", release: dict[str, Any], limit: float
 def _decide(verb: str, agent: str, release: str | None, reason: str, where: Where, *, json: bool) -> None:
     async def work(client: "Client") -> int:
         decided = await client.decide(verb, agent, release or await _in_progress(client, agent), reason=reason)
-        return _tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}", json=json)
+        return views.tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}", json=json)
 
-    _change(where, work)
+    change(where, work)
 
 
 async def _in_progress(client: "Client", agent: str) -> str:
@@ -158,17 +121,52 @@ async def _in_progress(client: "Client", agent: str) -> str:
 
 
 def approve(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+    agent: Agent,
+    release: Release = None,
+    *,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't show the release first and ask, on a terminal and without its id.")
+    ] = False,
+    reason: Reason = "",
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
 ) -> None:
-    """Let a release that awaits approval go on to its canary."""
-    _decide("approve", agent, release, reason, Where(config, state), json=json)
+    """Let a release that awaits approval go on to its canary. `agentd show RELEASE` has its changes, reasons and replay."""
+
+    async def work(client: "Client") -> int:
+        chosen = release or await _in_progress(client, agent)
+        if release is None and not yes and not json and sys.stdin.isatty() and sys.stdout.isatty():
+            details.print_details("release", await details.release(client, chosen))
+            typer.confirm(f"let release {chosen} go on to its canary?", abort=True)
+        decided = await client.decide("approve", agent, chosen, reason=reason)
+        return views.tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}", json=json)
+
+    change(Where(config, state), work)
 
 
 def promote(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
+    agent: Agent,
+    release: Release = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Past all steps of its ramp at once.")] = False,
+    reason: Reason = "",
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
 ) -> None:
-    """Force a screened release past its canary. It is watched against its predecessor's bound, and rolled back if it falls below."""
-    _decide("promote", agent, release, reason, Where(config, state), json=json)
+    """Force a release on to the next step of its ramp; where no device is left for one, or with --full, past its canary.
+
+    What is made stable so is watched against its predecessor's bound, and rolled back if it falls below.
+    """
+
+    async def work(client: "Client") -> int:
+        decided = await client.promote(agent, release or await _in_progress(client, agent), reason=reason, full=full)
+        exposed = sum(not device["withdrawn"] for device in decided["fleet"].values())
+        ramp = f", on {exposed} devices" if decided["ended_at"] is None and decided["fleet"] else ""
+        return views.tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}{ramp}", json=json)
+
+    change(Where(config, state), work)
 
 
 def abort(
@@ -208,9 +206,9 @@ def rollback(
         if target is None or target == current.get("stable"):
             raise UsageMistake(f"there is no other revision of {agent} known to be good; name one: `agentd history {agent}` lists them")
         status = await client.set_desired(agent, target, reason=reason)
-        return _tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)
+        return views.tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)
 
-    _change(Where(config, state), work)
+    change(Where(config, state), work)
 
 
 def pin(
@@ -224,29 +222,3 @@ def pin(
 ) -> None:
     """Serve this revision from the next episode on, whatever served before."""
     rollback(agent, revision, reason=reason, json=json, config=config, state=state)
-
-
-def pause(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
-) -> None:
-    """Pause an agent: no more episodes, the plant stays in its safe state. With a release: draw no more of its pairs."""
-    _pause_or_resume("pause", agent, release, reason, Where(config, state), json=json)
-
-
-def resume(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
-) -> None:
-    """Go on after `pause`, with the agent or with its release."""
-    _pause_or_resume("resume", agent, release, reason, Where(config, state), json=json)
-
-
-def _pause_or_resume(verb: str, agent: str, release: str | None, reason: str, where: Where, *, json: bool) -> None:
-    if release is not None:
-        _decide(verb, agent, release, reason, where, json=json)
-        return
-
-    async def work(client: "Client") -> int:
-        status = await (client.pause_agent(agent) if verb == "pause" else client.resume_agent(agent))
-        return _tell(status, f"{agent} is {'paused' if status['state']['paused'] else 'running'}", json=json)
-
-    _change(where, work)

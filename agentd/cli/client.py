@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,17 +157,39 @@ class Client:
         """approve, promote, abort, pause, resume or retry a release."""
         return await self._post(f"/agents/{agent}/releases/{release}/{verb}", reason=reason)
 
-    async def promote(self, agent: str, release: str, *, reason: str = "") -> JSON:
-        """Force a screened release past its canary."""
-        return await self.decide("promote", agent, release, reason=reason)
+    async def promote(self, agent: str, release: str, *, reason: str = "", full: bool = False) -> JSON:
+        """Force a release on to the next step of its ramp; past the last one, or with `full`, past its canary."""
+        return await self._post(f"/agents/{agent}/releases/{release}/promote", reason=reason, full=full)
 
-    async def pause_agent(self, agent: str) -> JSON:
+    async def pause_agent(self, agent: str, *, reason: str = "") -> JSON:
         """Start no more episodes."""
-        return await self._post(f"/agents/{agent}/pause")
+        return await self._post(f"/agents/{agent}/pause", reason=reason)
 
-    async def resume_agent(self, agent: str) -> JSON:
+    async def resume_agent(self, agent: str, *, reason: str = "") -> JSON:
         """Go on after `pause_agent`."""
-        return await self._post(f"/agents/{agent}/resume")
+        return await self._post(f"/agents/{agent}/resume", reason=reason)
+
+    async def freeze(self, agent: str | None, *, reason: str = "") -> list[JSON]:
+        """No proposal, release or promotion begins or goes on, of one agent or of all. Returns the agents."""
+        return await self._hold("freeze", agent, reason)
+
+    async def unfreeze(self, agent: str | None, *, reason: str = "") -> list[JSON]:
+        """Go on after `freeze`."""
+        return await self._hold("unfreeze", agent, reason)
+
+    async def unquarantine(self, agent: str, *, reason: str = "") -> list[JSON]:
+        """Let an agent that rolled back too often release again."""
+        return await self._hold("unquarantine", agent, reason)
+
+    async def _hold(self, verb: str, agent: str | None, reason: str) -> list[JSON]:
+        if agent is not None:
+            return [await self._post(f"/agents/{agent}/{verb}", reason=reason)]
+        items: list[JSON] = (await self._post(f"/{verb}", reason=reason))["items"]
+        return items
+
+    async def rebase(self, agent: str, *, keep: Sequence[str] = (), take: Sequence[str] = (), reason: str = "") -> JSON:
+        """Settle conflicts: `release` of what is kept (or None), and the `conflicts` that are left."""
+        return await self._post(f"/agents/{agent}/rebase", keep=list(keep), take=list(take), reason=reason)
 
     async def propose(self, agent: str) -> JSON:
         """Ask the optimizer for a proposal now."""
@@ -175,8 +197,7 @@ class Client:
 
     async def set_desired(self, agent: str, revision: str, *, reason: str = "") -> JSON:
         """Serve a known revision: rollback or pin."""
-        body = {"revision": revision, "reason": reason, "who": self._who}
-        return await self._request("PUT", f"/agents/{agent}/desired-revision", json=body)
+        return await self._send("PUT", f"/agents/{agent}/desired-revision", revision=revision, reason=reason)
 
     async def reload(self) -> JSON:
         """Have the agents directory read again."""
@@ -192,10 +213,13 @@ class Client:
         return items
 
     async def _post(self, path: str, **body: Any) -> JSON:
+        return await self._send("POST", path, **body)
+
+    async def _send(self, method: str, path: str, **body: Any) -> JSON:
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         for last in (False, True):
             try:
-                return await self._request("POST", path, json=body | {"who": self._who}, headers=headers)
+                return await self._request(method, path, json=body | {"who": self._who}, headers=headers)
             except DaemonUnreachable as error:
                 # The answer may have been lost after the work was done: with its key the same request can be sent once more.
                 if last or isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):

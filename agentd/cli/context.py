@@ -5,7 +5,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -116,6 +116,28 @@ def finish(work: Callable[[], Coroutine[Any, Any, int]]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = GOOD
     raise typer.Exit(code)
+
+
+def change(where: Where, work: Callable[["Client"], Awaitable[int]]) -> None:
+    """Do `work` with the daemon's API and end with its exit code."""
+
+    async def changing() -> int:
+        async with where.client() as client:
+            return await work(client)
+
+    finish(changing)
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """Seconds of a duration that an option was given. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    from agentd.configuration import parse_duration  # noqa: PLC0415 - only where one is given
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def complain(error: AgentdError) -> None:

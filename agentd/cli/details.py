@@ -1,10 +1,11 @@
 """`agentd show`: one thing in detail, found by its name or the beginning of its id."""
 
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from agentd.cli import show
+from agentd.cli import differences, show
 from agentd.cli.context import Reader, Refused
 from agentd.errors import NotFound
 
@@ -15,7 +16,7 @@ async def find(reader: Reader, name: str) -> tuple[str, JSON]:
     """What `name` is, and its document. Raises NotFound; Ambiguous (or Refused) where a beginning fits several."""
     if name in {agent["name"] for agent in await reader.agents()}:
         return "agent", await reader.agent(name) | {"parameters": await reader.parameter_list(name)}
-    for kind, read in (("release", reader.release), ("revision", reader.revision), ("episode", reader.episode)):
+    for kind, read in (("release", partial(release, reader)), ("revision", reader.revision), ("episode", reader.episode)):
         try:
             return kind, await read(name)
         except NotFound:
@@ -24,6 +25,13 @@ async def find(reader: Reader, name: str) -> tuple[str, JSON]:
             if error.status not in {404, 422}:
                 raise
     raise NotFound("agent, release, revision or episode", name)
+
+
+async def release(reader: Reader, key: str) -> JSON:
+    """A release, and as `changes` (the document of `agentd diff`) what its candidate changes in the revision that it is compared with."""
+    found: JSON = await reader.release(key)
+    comparison = differences.compare(*await differences.sides(reader, found["reference"], found["candidate"]))
+    return found | {"changes": comparison}
 
 
 def print_details(kind: str, found: JSON) -> None:
@@ -40,17 +48,18 @@ def _agent(out: Console, agent: JSON) -> None:
 
 def _release(out: Console, release: JSON) -> None:
     out.print(show.releases_table([release]))
+    if release["phase"] == "awaiting_approval":
+        agent, key = release["agent"], release["id"]
+        out.print(show.text(f"\nwaits for a person: `agentd approve {agent} {key}`, or `agentd abort {agent} {key}`", "yellow"))
     if release["proposed"]:
         proposed = release["proposed"]
-        out.print(show.text(f"\nproposed by {proposed['who']} ({proposed['algorithm']})", "bold"))
-        if proposed["reasoning"]:
-            out.print(show.indented(show.text(proposed["reasoning"])))
-        for path, value in proposed["values"].items():
-            if isinstance(value, str) and "\n" in value:
-                out.print(show.text(path, "bold"))
-                out.print(show.indented(show.code(value)))
-            else:
-                out.print(show.text(f"{path} = {value!r}"))
+        cost = f", {proposed['dollars']:.4f} dollars" if proposed["dollars"] else ""
+        out.print(show.text(f"\nproposed by {proposed['who']} ({proposed['algorithm']}{cost})", "bold"))
+        out.print(show.indented(show.text(proposed["reasoning"] or "no reasons given")))
+    out.print(show.text("\nwhat it changes", "bold"))
+    for line in differences.lines(release["changes"]):
+        out.print(show.indented(line))
+    _screening(out, release["screening"])
     out.print(show.text("\nwhat happened", "bold"))
     rows = [(show.when(change["at"]), show.word(change["phase"]), change["who"], change["reason"]) for change in release["history"]]
     out.print(show.indented(show.table(("when", "phase", "who", "reason"), rows)))
@@ -69,6 +78,23 @@ def _release(out: Console, release: JSON) -> None:
         ]
         heads = ("pair", "device", "stable", "candidate", "difference", "note")
         out.print(show.indented(show.table(heads, pairs, right=("pair", "stable", "candidate", "difference"))))
+
+
+def _screening(out: Console, screening: JSON | None) -> None:
+    out.print(show.text("\nreplay of recorded steps", "bold"))
+    if screening is None:
+        out.print(show.indented(show.text("none yet")))
+    elif not screening["ticks"]:
+        out.print(show.indented(show.text("nothing was recorded yet that could be replayed")))
+    else:
+        share = screening["differing"] / screening["ticks"]
+        facts = [
+            ("replayed", f"{screening['ticks']} ticks of {screening['episodes']} episodes"),
+            ("acts otherwise", f"{screening['differing']} ({share:.1%})"),
+            ("outside the envelope", screening["invalid"]),
+            ("longest latency", f"{screening['max_latency'] * 1000:.2f} ms"),
+        ]
+        out.print(show.indented(show.table(("", ""), facts)))
 
 
 def _revision(out: Console, revision: JSON) -> None:

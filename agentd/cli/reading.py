@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from agentd.cli import details, differences, traces
+from agentd.cli import details, differences, rebasing, traces, watching
 from agentd.cli import show as views
 from agentd.cli.context import (
-    FAILED,
     GOOD,
     Agent,
     Config,
@@ -19,9 +19,11 @@ from agentd.cli.context import (
     StoreOption,
     UsageMistake,
     Where,
+    change,
     finish,
     print_json,
     printable,
+    seconds,
 )
 from agentd.errors import NotFound
 
@@ -44,36 +46,50 @@ def _read(where: Where, work: Callable[[Any], Awaitable[int]]) -> None:
 
 def status(
     agent: Annotated[str | None, typer.Argument(help="One agent, in detail.")] = None,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until no agent is starting and no release is in progress.")] = False,
+    timeout: Annotated[str | None, typer.Option("--timeout", help='Watch at most so long, such as "10m"; then exit 4.')] = None,
     json: Json = False,
     config: Config = None,
     state: State = None,
     store: StoreOption = None,
 ) -> None:
-    """What runs, and how well. Exits 1 if an agent has failed or its folder can't be loaded."""
+    """What runs, and how well. Exits 1 if an agent has failed or is in quarantine, or a folder can't be loaded; 4 while one is starting.
+
+    With --watch also 1 if a release that was in progress did not end as promoted, and 4 while one is in progress.
+    """
+    limit = seconds(timeout, "--timeout")
+    if limit is not None and not watch:
+        raise typer.BadParameter("goes with --watch only", param_hint="--timeout")
+    if watch:
+        if store is not None:
+            raise typer.BadParameter("a store can't be watched; leave out one of --watch and --store", param_hint="--watch")
+        change(Where(config, state), lambda client: watching.watch(client, agent, limit, json=json))
 
     async def work(reader: Any) -> int:
         out = views.console()
         if agent is not None:
             found = await reader.agent(agent)
             print_json(found) if json else views.print_agent(out, found)
-            return FAILED if found["health"] == "failed" else GOOD
+            return watching.exit_code([found], {})
         whole = await reader.status()
-        if json:
-            print_json(whole)
-        else:
-            if "pid" in whole:
-                up = views.when(whole["started_at"])
-                out.print(views.text(f"agentd {whole['version']}, pid {whole['pid']}, since {up}, store {whole['store_url']}", "dim"))
-            out.print(
-                views.agents_table(whole["agents"]) if whole["agents"] else views.text("no agent is hosted yet; `agentd new` writes one")
-            )
-            problems = [(item["name"], item["problem"]) for item in whole["agents"] if item["problem"] and item["health"] != "stopped"]
-            for name, problem in [*problems, *whole["broken"].items()]:
-                out.print(views.text(f"{name}: {problem}", "red"))
-        failed = any(item["health"] == "failed" for item in whole["agents"])
-        return FAILED if failed or whole["broken"] else GOOD
+        print_json(whole) if json else _print_whole(out, whole)
+        return watching.exit_code(whole["agents"], whole["broken"])
 
     _read(Where(config, state, store), work)
+
+
+def _print_whole(out: Console, whole: Any) -> None:
+    if "pid" in whole:
+        up = views.when(whole["started_at"])
+        out.print(views.text(f"agentd {whole['version']}, pid {whole['pid']}, since {up}, store {whole['store_url']}", "dim"))
+    out.print(views.agents_table(whole["agents"]) if whole["agents"] else views.text("no agent is hosted yet; `agentd new` writes one"))
+    problems = [(item["name"], item["problem"]) for item in whole["agents"] if item["problem"] and item["health"] != "stopped"]
+    for name, problem in [*problems, *whole["broken"].items()]:
+        out.print(views.text(f"{name}: {problem}", "red"))
+    for item in whole["agents"]:
+        for held in views.holds(item):
+            out.print(views.text(f"{item['name']}: {held}", "cyan"))
 
 
 def agents(json: Json = False, config: Config = None, state: State = None, store: StoreOption = None) -> None:
@@ -144,12 +160,19 @@ def diff(
 
     async def work(reader: Any) -> int:
         comparison = differences.compare(*await differences.sides(reader, first, second))
+        if second is None and first in {found["name"] for found in await reader.agents()}:
+            comparison["conflicts"] = ((await reader.agent(first))["state"] or {}).get("conflicts", [])
         if json:
             print_json(comparison)
         else:
             out = views.console()
             for line in differences.lines(comparison):
                 out.print(line)
+            for conflict in comparison.get("conflicts", ()):
+                out.print(
+                    views.text(f"\nconflict in {conflict['path']}: its author has changed what was learned; `agentd rebase`", "yellow")
+                )
+                rebasing.print_conflict(out, conflict)
         return GOOD
 
     _read(Where(config, state, store), work)

@@ -12,11 +12,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from agentd.cli.context import printable
+from agentd.cli.context import GOOD, print_json, printable
 
 JSON = Mapping[str, Any]
 BARS = "▁▂▃▄▅▆▇█"
 PIPE_WIDTH = 200
+HOLDS = {"quarantined": "quarantine", "frozen": "frozen", "paused": "paused"}
+"""The word for each hold, and its key in an agent's state."""
 STYLES = {
     "ok": "green",
     "ready": "green",
@@ -30,12 +32,22 @@ STYLES = {
     "pruned": "yellow",
     "inconclusive": "yellow",
     "stopped": "dim",
+    "starting": "yellow",
+    "paused": "yellow",
+    "frozen": "cyan",
+    "quarantined": "bold red",
 }
 
 
 def console() -> Console:
     """Standard output; wide where nobody's terminal bounds it."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def tell(document: Any, sentence: str, *, json: bool) -> int:
+    """What was done: a sentence, or its document. Returns the exit code."""
+    print_json(document) if json else console().print(text(sentence))
+    return GOOD
 
 
 def text(value: Any, style: str = "") -> Text:
@@ -84,16 +96,47 @@ def sparkline(scores: Sequence[float | None], width: int = 40) -> str:
     return "".join(BARS[max(0, min(len(BARS) - 1, int(score * len(BARS))))] for score in known[-width:])
 
 
+def health(agent: JSON) -> str:
+    """How the agent is, in one word: what holds it back comes before how it does."""
+    state = agent.get("state") or {}
+    held = next((word for word in ("quarantined", "frozen", "paused") if state.get(HOLDS[word])), None)
+    return held if held and agent["health"] not in {"failed", "stopped"} else str(agent["health"])
+
+
+def holds(agent: JSON) -> list[str]:
+    """What holds the agent back: by whom, since when, why, and what lets it go on."""
+    state, found = agent.get("state") or {}, []
+    for word, lift in (("quarantined", "unquarantine"), ("frozen", "unfreeze")):
+        hold = state.get(HOLDS[word])
+        if hold:
+            reason = f": {hold['reason']}" if hold["reason"] else ""
+            found.append(
+                f"{word} by {hold['who']} since {when(hold['at'])}{reason}; `agentd {lift} {agent['name']}` lets its releases go on"
+            )
+    if state.get("paused"):
+        found.append(f"paused: no episodes; `agentd resume {agent['name']}` goes on")
+    return found
+
+
+def doing(agent: JSON) -> str:
+    """The release in progress in a few words, or a dash."""
+    release = agent.get("release")
+    if not release:
+        return "-"
+    phase = release["phase"].replace("_", " ")
+    waiting = f" ({agent['waiting']})" if agent.get("waiting") else ""
+    return f"{phase} of {short(release['candidate'])}, {release['pairs']} pairs{waiting}"
+
+
 def agents_table(agents: Iterable[JSON]) -> Table:
     """A line for each agent."""
     rows = []
     for agent in agents:
-        state, release = agent.get("state") or {}, agent.get("release")
+        state = agent.get("state") or {}
         recent = agent["recent"][-10:]
         score = number(sum(recent) / len(recent)) if recent else "-"
-        doing = f"{release['phase']} of {short(release['candidate'])}, {release['pairs']} pairs" if release else "-"
-        health = "paused" if state.get("paused") else agent["health"]
-        rows.append((agent["name"], word(health), agent["mode"], short(state.get("stable")), score, sparkline(agent["recent"], 24), doing))
+        bars = sparkline(agent["recent"], 24)
+        rows.append((agent["name"], word(health(agent)), agent["mode"], short(state.get("stable")), score, bars, doing(agent)))
     return table(("agent", "health", "mode", "stable", "score", "recent", "release"), rows, right=("score",))
 
 
@@ -110,7 +153,8 @@ def print_agent(out: Console, agent: JSON) -> None:
     facts: list[tuple[str, Any]] = [
         ("health", word(agent["health"])),
         ("problem", agent["problem"] or "none"),
-        ("mode", agent["mode"] + (", paused" if state.get("paused") else "")),
+        ("held", "\n".join(holds(agent)) or "no"),
+        ("mode", agent["mode"]),
         ("stable", state.get("stable")),
         ("last good", state.get("last_good") or "none yet"),
         ("scores", f"{sparkline(agent['recent'], 60)} {number(agent['recent'][-1]) if agent['recent'] else 'none yet'}"),
@@ -128,8 +172,11 @@ def print_agent(out: Console, agent: JSON) -> None:
         ]
     out.print(text(agent["name"], "bold"))
     out.print(indented(table(("", ""), facts)))
+    if state.get("conflicts"):
+        paths = ", ".join(conflict["path"] for conflict in state["conflicts"])
+        out.print(text(f"the source has changed under learned values of {paths}: `agentd rebase {agent['name']}` settles it", "yellow"))
     if agent["release"]:
-        out.print(text("release in progress", "bold"))
+        out.print(text("release in progress" + (f": {agent['waiting']}" if agent.get("waiting") else ""), "bold"))
         out.print(indented(releases_table([agent["release"]])))
 
 
