@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start hundreds of processes; without compiled files beside the sources each would compile agentd anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-long coverage check bench venv tools
+.PHONY: help demo test tests test-long coverage check bench venv tools
 
 help:
 	@echo "make demo       set up, then watch a controller break and recover (about three minutes; Ctrl-C ends it)"
@@ -23,7 +23,11 @@ help:
 demo: venv
 	@$(BIN)/agentd demo $(DEMO)
 
-test: tools check
+# The checks take half a minute of one core: beside the tests they cost little.
+test: tools venv
+	@$(MAKE) --no-print-directory -j 2 check tests
+
+tests:
 	$(BIN)/pytest -n 4 --dist worksteal -m "not long"
 
 # Apart from `make test`: measuring it triples the time of simulations and generated examples.

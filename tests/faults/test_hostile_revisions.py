@@ -127,7 +127,11 @@ async def shown(hosted, episode):
     return True
 
 
-@pytest.mark.parametrize("names", [list(FORGERIES)[::2], list(FORGERIES)[1::2]], ids=["some", "others"])
+LIES = ["garbage", "a cycle", "parents that are not there", "a gigantic trace"]
+MORE_LIES = pytest.param([name for name in FORGERIES if name not in LIES], id="more", marks=[pytest.mark.long, pytest.mark.timeout(300)])
+
+
+@pytest.mark.parametrize("names", [pytest.param(LIES, id="some"), MORE_LIES])
 async def test_a_revision_that_forges_its_traces_fools_and_harms_nobody(hosted, names):
     hosted.add_agent(
         edit=quick(optimizer__algorithm="optoprime", optimizer__models=["openai/scripted"], release__prune={"after_pairs": 1000})
