@@ -80,7 +80,14 @@ class Told:
         """What the outputs were told themselves, as the parameters know it: moment, output, feedback."""
         arrived = [item for parameter in self._parameters.values() for item in self._items(parameter) if isinstance(item, LiveGraph)]
         timed = {moment: (moment, output, feedback) for graph in arrived for moment, output, feedback in graph.timed_cases}
-        return [found for moment, found in timed.items() if not any(noted.begin < moment < noted.end for noted in self._noted)]
+        noted: dict[int, list[_Noted]] = {}
+        for item in self._noted:
+            noted.setdefault(id(item.case.output), []).append(item)
+        return [
+            (moment, output, feedback)
+            for moment, output, feedback in timed.values()
+            if not any(item.begin < moment < item.end for item in noted.get(id(output), ()))
+        ]
 
     def _words(self) -> list[Case]:
         """What propagators of the program's own brought, where nothing else is known: without a graph, by parameter where they differ."""

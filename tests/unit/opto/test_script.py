@@ -3,6 +3,7 @@
 import asyncio
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -321,6 +322,25 @@ async def test_feedback_given_inside_a_running_loop_feeds_a_step_there(answers):
         output.backward("larger")
     assert optimizer.step() == {x: 3.0}
     assert "Case 2 of 2" in asked(llm)
+
+
+def test_threads_that_give_feedback_at_once_lose_none(forced_switching, answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+
+    def give(number):
+        output = x + number
+        if number % 2:
+            output.backward(f"feedback <{number}>")
+        else:
+            optimizer.backward(output, f"feedback <{number}>")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(give, range(40)))
+    optimizer.step()
+    assert "Case 40 of 40" in asked(llm)
+    assert all(asked(llm).count(f"feedback <{number}>") == 1 for number in range(40))
 
 
 def test_rewards_of_any_size_are_words_as_in_trace_and_scores_only_where_they_can_be(answers):

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +11,6 @@ import pytest
 from agentd.errors import TraceError
 from agentd.trace import GRAPH, Graph, bundle, node, stop_tracing, submit
 from agentd.trace.export import export
-
-
-@pytest.fixture
-def forced_switching():
-    """Threads change after every few instructions."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_a_graph_holds_what_is_made_within_its_block_only():
