@@ -120,6 +120,6 @@ class Code:
             function = compile_function(source, module._fun, module._captured, module._owner)
             found = function, Signature(function, module.operator, coded=True)
             while len(held) >= _MAX_COMPILED:
-                del held[next(iter(held))]
+                held.pop(next(iter(held)), None)
             held[source] = found
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     T = DefaultingTypeVar("T", default=Any)
 else:
     T = TypeVar("T")
+
+_once = threading.Lock()  # threads that know nothing of each other share parameters
 
 ROOT_FORM = Operator("Node", "[Node] This is a node in a computational graph.").form(())
 PARAMETER_FORM = Operator("ParameterNode", "[ParameterNode] This is a ParameterNode in a computational graph.").form(())
@@ -98,7 +101,9 @@ class AbstractNode(Generic[T]):
 
     def _more(self) -> Extra:
         if self._extra is None:
-            self._extra = Extra()
+            with _once:
+                if self._extra is None:
+                    self._extra = Extra()
         return self._extra
 
     # --- what it is ---
@@ -254,7 +259,9 @@ class AbstractNode(Generic[T]):
         """What `backward` brought here: lists of feedback by the child that it came from."""
         extra = self._more()
         if extra.feedback is None:
-            extra.feedback = defaultdict(list)
+            with _once:
+                if extra.feedback is None:
+                    extra.feedback = defaultdict(list)
         return extra.feedback
 
     _feedback = feedback

@@ -64,6 +64,24 @@ def test_unrelated_threads_never_meet(forced_switching):
             assert [other.name for other in graph][-1] == "add:199"
 
 
+def test_threads_that_share_a_parameter_lose_none_of_each_other_s_feedback(forced_switching):
+    for _ in range(150):
+        shared = node(1.0, trainable=True)
+        outputs = [shared + number for number in range(4)]
+        barrier = threading.Barrier(len(outputs))
+
+        def give(output, barrier=barrier):
+            barrier.wait()
+            output.backward("feedback")
+
+        threads = [threading.Thread(target=give, args=(output,)) for output in outputs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(map(len, shared.feedback.values())) == len(outputs)
+
+
 async def test_unrelated_tasks_never_meet():
     async def episode(number):
         with Graph() as graph:
