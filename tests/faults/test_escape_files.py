@@ -2,31 +2,17 @@
 
 # ruff: noqa: PTH101, PTH102, PTH104, PTH107, PTH116, PTH123, PTH208, PTH211 - attackers are not tidy
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from escape import KILLED, REFUSED, Attack, Attacks, arena, assert_fails, assert_succeeds
+from escape import KILLED, REFUSED, Attack, Attacks, assert_fails, assert_succeeds
 
 from agentd.sandbox import Zygote
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 attack = Attacks()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[2, 3], ids=["level 2", "level 3"])
-async def zygote(request: pytest.FixtureRequest) -> AsyncIterator[Zygote]:
-    async with arena(request.param) as locked:
-        yield locked
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def unlocked_zygote() -> AsyncIterator[Zygote]:
-    async with arena(0) as unlocked:
-        yield unlocked
 
 
 Target = dict[str, Any]
