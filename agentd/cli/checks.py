@@ -94,7 +94,8 @@ def _check_gymnasium(folder: Path, spec: AgentSpec) -> Iterator[Finding]:
 def _check_isolation(isolation: Isolation, specs: Sequence[AgentSpec]) -> Iterator[Finding]:
     wanted = max((spec.sandbox.min_isolation for spec in specs), default=2)
     level = "good" if isolation.level >= wanted else "bad"
-    yield Finding(level, "isolation", f"this machine gives level {isolation.level}; level {wanted} is asked for")
+    given = f"this machine gives level {isolation.level} ({isolation.means}); level {wanted} is asked for"
+    yield Finding(level, "isolation", given)
     for sentence in isolation.explanation:
         yield Finding("hint", "isolation", sentence)
 

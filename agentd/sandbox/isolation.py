@@ -10,7 +10,7 @@ from pathlib import Path
 import agentd
 from agentd import codec
 from agentd.errors import CodecError, SandboxError
-from agentd.sandbox import landlock, lockdown, namespaces
+from agentd.sandbox import cgroup, landlock, lockdown, namespaces
 from agentd.sandbox.kernel import KernelError
 from agentd.sandbox.wire import Isolation
 
@@ -55,7 +55,8 @@ def probe() -> Isolation:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(f"the isolation probe did not run: {error}") from error
     try:
-        return codec.decode(process.stdout, Isolation)
+        branch = cgroup.find()
+        return codec.decode(process.stdout, Isolation).with_groups(branch.controllers, branch.explanation)
     except CodecError as error:
         raise SandboxError(f"the isolation probe failed: {process.stderr.decode(errors='replace')[-2000:]}") from error
 

@@ -76,6 +76,26 @@ class Isolation(Record, frozen=True):
     uid_dropped: bool = False
     namespaces: bool = False
     machine: str = ""
+    cgroup: tuple[str, ...] = ()
+    """The controllers that limit each worker as a group; none where no branch of cgroup v2 is delegated."""
+
+    @property
+    def means(self) -> str:
+        """What workers are isolated with here, in words."""
+        found = [
+            "seccomp" if self.seccomp else "",
+            f"Landlock ABI {self.landlock_abi}" if self.landlock_abi and self.seccomp else "",
+            "namespaces" if self.namespaces else "",
+            "a user of its own for each worker" if self.uid_dropped else "",
+            f"cgroup limits of {' and '.join(self.cgroup)}" if self.cgroup else "",
+            "rlimits" if self.level > 0 else "",
+        ]
+        return ", ".join(word for word in found if word) or "nothing"
+
+    def with_groups(self, controllers: tuple[str, ...], explanation: str) -> "Isolation":
+        """The same with what was found out about control groups."""
+        more = (explanation,) if explanation else ()
+        return msgspec.structs.replace(self, cgroup=controllers, explanation=(*self.explanation, *more))
 
 
 class Ready(_Message, frozen=True):

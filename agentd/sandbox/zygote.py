@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 from agentd import codec
 from agentd.errors import CodecError, IsolationError, LoadError, SandboxError, WorkerDied
+from agentd.sandbox import cgroup
 from agentd.sandbox.isolation import HIGHEST_LEVEL, command
 from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, FromZygote, Isolation, Ready, StartFailed, from_zygote
 
@@ -62,6 +63,7 @@ class Zygote:
         self._forks: dict[int, asyncio.Future[Child]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._seed_key = secrets.token_bytes(32)
+        self._groups = cgroup.Groups(cgroup.Branch(None, (), ""))
         self.alive = True
         """False as soon as the process is gone, and its workers with it."""
         self._loop.add_reader(control, self._read)
@@ -117,7 +119,9 @@ class Zygote:
         except BaseException:
             await zygote.aclose()
             raise
-        zygote.level, zygote.isolation = ready.level, ready.isolation
+        branch = await asyncio.to_thread(cgroup.find) if ready.level > 0 else cgroup.Branch(None, (), "")
+        zygote._groups = cgroup.Groups(branch)
+        zygote.level, zygote.isolation = ready.level, ready.isolation.with_groups(branch.controllers, branch.explanation)
         return zygote
 
     @property
@@ -143,9 +147,10 @@ class Zygote:
             socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel.fileno(), log])
             async with asyncio.timeout(FORK_TIMEOUT):
                 child: Child = await forked
-            if self.level < 3:
-                return child
-            return child._replace(pid=await asyncio.to_thread(_own_view, child.handle, child.pid))
+            if self.level >= 3:
+                child = child._replace(pid=await asyncio.to_thread(_own_view, child.handle, child.pid))
+            if self._groups.available:
+                await asyncio.to_thread(self._groups.hold, child.pid, memory_bytes)  # it waits for its program, which is sent later
         except BaseException as error:
             if forked.done() and not forked.cancelled() and forked.exception() is None and forked.result().handle >= 0:
                 os.close(forked.result().handle)  # nobody gets it; the worker ends with its channel
@@ -154,6 +159,8 @@ class Zygote:
             if isinstance(error, OSError):
                 raise WorkerDied(f"the zygote is gone: {error}") from error
             raise
+        else:
+            return child
         finally:
             del self._forks[number]
 
@@ -163,10 +170,12 @@ class Zygote:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT):
                 await self._process.wait()
+                await asyncio.to_thread(self._groups.sweep)
                 return
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
+        await asyncio.to_thread(self._groups.sweep)
 
     async def __aenter__(self) -> Self:
         return self

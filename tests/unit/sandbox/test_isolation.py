@@ -252,3 +252,11 @@ def test_what_an_older_landlock_lacks_is_said() -> None:
 def test_limits_come_from_agent_toml() -> None:
     limits = Limits.from_spec(SandboxSection(memory_limit="64MiB", step_timeout="20ms", load_timeout="3s", allowed_imports=("math",)))
     assert limits == Limits(memory_bytes=64 * 2**20, step_timeout=0.02, load_timeout=3.0, allowed_imports=("math",))
+
+
+def test_what_isolates_is_told_in_words() -> None:
+    full = Isolation(level=3, landlock_abi=6, seccomp=True, uid_dropped=True, namespaces=True, cgroup=("memory", "pids"))
+    words = "seccomp, Landlock ABI 6, namespaces, a user of its own for each worker, cgroup limits of memory and pids, rlimits"
+    assert full.means == words
+    assert Isolation(level=1, landlock_abi=6).means == "rlimits"
+    assert Isolation(level=0).means == "nothing"
