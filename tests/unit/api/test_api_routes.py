@@ -1,12 +1,13 @@
 """What the API tells and does, over HTTP, on the real store."""
 
 import httpx
+import msgspec
 import pytest
 import structlog
-from api_bench import BETTER, FIRST, make_release
+from api_bench import BETTER, FIRST, STATE, make_release
 
 from agentd.errors import StoreUnavailable
-from agentd.records import Phase
+from agentd.records import Conflict, Phase
 
 
 async def test_the_status_names_every_agent_with_its_stable_revision_and_scores(api) -> None:
@@ -213,3 +214,49 @@ async def test_finished_releases_are_left_out_when_only_active_ones_are_asked_fo
     await api.store.commit(make_release("r-new", Phase.SELECTION))
     answer = await api.viewer.get("/api/v1/agents/cartpole/releases", params={"active": "true"})
     assert [release["id"] for release in answer.json()["items"]] == ["r-new"]
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "freeze", "unfreeze", "unquarantine"])
+async def test_an_agent_is_held_and_let_go_with_name_and_reason(api, verb) -> None:
+    answer = await api.operator.post(f"/api/v1/agents/cartpole/{verb}", json={"who": "ada", "reason": "a demonstration"})
+    assert answer.status_code == 200
+    asked = {"pause": "pause_agent", "resume": "resume_agent"}.get(verb, verb)
+    assert api.bench.asked == [(asked, "cartpole", "ada", "a demonstration")]
+
+
+async def test_all_agents_are_frozen_at_once_and_each_says_so(api) -> None:
+    [agent] = (await api.operator.post("/api/v1/freeze", json={"who": "ada", "reason": "fire"})).json()["items"]
+    assert agent["state"]["frozen"] == {"at": api.clock.now, "who": "ada", "reason": "fire"}
+    assert b'agentd_held{agent="cartpole",by="frozen"} 1.0' in (await api.viewer.get("/metrics")).content
+    [agent] = (await api.operator.post("/api/v1/unfreeze", json={})).json()["items"]
+    assert agent["state"]["frozen"] is None
+    assert b'agentd_held{agent="cartpole",by="frozen"} 0.0' in (await api.viewer.get("/metrics")).content
+
+
+async def test_full_is_for_promotions_only(api) -> None:
+    api.bench.current = make_release("r9")
+    answer = await api.operator.post("/api/v1/agents/cartpole/releases/r9/promote", json={"full": True})
+    assert answer.status_code == 200
+    assert api.bench.asked == [("promote full", "r9", "operator", "")]
+    answer = await api.operator.post("/api/v1/agents/cartpole/releases/r9/abort", json={"full": True})
+    assert answer.status_code == 422
+
+
+async def test_conflicts_with_the_source_are_listed_and_settled_by_path(api) -> None:
+    conflict = Conflict(path="gains.kp", base=1.0, learned=2.5, source=2.0)
+    await api.store.commit(msgspec.structs.replace(STATE, conflicts=(conflict,)))
+    [shown] = (await api.viewer.get("/api/v1/agents/cartpole/conflicts")).json()["items"]
+    assert shown == {"path": "gains.kp", "base": 1.0, "learned": 2.5, "source": 2.0}
+    answer = await api.operator.post("/api/v1/agents/cartpole/rebase", json={"keep": ["gains.kp"], "who": "ada"})
+    assert answer.json()["release"]["id"] == "r-rebase"
+    assert api.bench.asked == [("rebase", ("gains.kp",), (), "ada", "")]
+    answer = await api.operator.post("/api/v1/agents/cartpole/rebase", json={"take": ["act"]})
+    assert (answer.status_code, answer.json()["problems"]) == (422, {"act": "has no conflict"})
+
+
+async def test_a_rollback_that_is_sent_again_with_its_key_is_done_once(api) -> None:
+    body, headers = {"revision": BETTER.id}, {"idempotency-key": "k1"}
+    first = await api.operator.put("/api/v1/agents/cartpole/desired-revision", json=body, headers=headers)
+    again = await api.operator.put("/api/v1/agents/cartpole/desired-revision", json=body, headers=headers)
+    assert first.json() == again.json()
+    assert len(api.bench.asked) == 1

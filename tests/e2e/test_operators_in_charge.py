@@ -1,0 +1,139 @@
+"""Operators hold an agent back and let it go on; what they decided survives everything that happens to the daemon."""
+
+import pytest
+from hosted import mirrored, quick
+from test_operating import code_of, force, harder
+
+from agentd.cli.context import Refused
+
+
+async def frozen(hosted):
+    return (await hosted.agent())["state"]["frozen"]
+
+
+async def refused(verb):
+    with pytest.raises(Refused) as caught:
+        await verb
+    return caught.value.status, caught.value.kind
+
+
+async def test_nothing_is_released_while_an_agent_is_frozen_and_everything_goes_on_afterwards(hosted):
+    hosted.add_agent(edit=quick(release__max_pairs=1000, release__prune={"after_pairs": 1000}))
+    robot = await hosted.robot()
+    await hosted.start()
+    stable = await hosted.until_good()
+    code = await code_of(hosted)
+    running = await hosted.client.submit("cartpole", {"act": harder(code)})
+    await hosted.until_pairs(running["id"], 1)
+    waiting = await hosted.client.submit("cartpole", {"act": code.replace("10.0 * angle", "12.0 * angle")})
+    [status] = await hosted.client.freeze(None, reason="demonstration on Monday")
+    assert status["state"]["frozen"]["reason"] == "demonstration on Monday"
+
+    seen = (await hosted.client.release(running["id"]))["pairs"]
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 200)
+    assert (await hosted.client.release(running["id"]))["pairs"] == seen
+    assert robot.revisions(known + 50) == {stable}  # the episode that ran when it was frozen was finished
+    begun = hosted.client
+    for verb in (
+        begun.submit("cartpole", {"act": code}),
+        begun.promote("cartpole", running["id"]),
+        begun.propose("cartpole"),
+        begun.decide("approve", "cartpole", running["id"]),
+        begun.decide("retry", "cartpole", running["id"]),
+    ):
+        assert await refused(verb) in {(409, "held"), (409, "release-error")}
+    assert await hosted.stop() == 0
+
+    async def waits():
+        return (await hosted.agent())["waiting"]
+
+    await hosted.start()
+    assert (await hosted.until(waits)).startswith("frozen by operator")
+    assert (await frozen(hosted))["who"] == "operator"
+    assert (await hosted.client.release(waiting["id"]))["phase"] == "proposed"
+    await hosted.client.decide("abort", "cartpole", waiting["id"])  # an operator may end what waits
+    await hosted.client.unfreeze("cartpole")
+    await hosted.until_pairs(running["id"], seen + 1)
+    assert await frozen(hosted) is None
+    robot.prove()
+
+
+@pytest.mark.long
+async def test_the_watch_rolls_back_a_frozen_agent_and_one_that_rolls_back_too_often_is_put_into_quarantine(hosted):
+    hosted.add_agent(edit=quick(guardrails__max_rollbacks="0/day"))
+    robot = await hosted.robot()
+    await hosted.start()
+    good = await hosted.until_good()
+    bad = await force(hosted, {"act": mirrored(await code_of(hosted))})
+    await hosted.client.freeze("cartpole")
+
+    async def quarantined():
+        return (await hosted.agent())["state"]["quarantine"]
+
+    assert "max_rollbacks allows 0/day" in (await hosted.until(quarantined, limit=55))["reason"]
+    assert (await hosted.agent())["state"]["stable"] == good
+    await hosted.client.unfreeze("cartpole")
+    await hosted.kill()
+    await hosted.start()
+    await hosted.until(lambda: hosted.events("runner.adopted"))
+    assert (await hosted.agent())["state"]["quarantine"]
+    assert await refused(hosted.client.submit("cartpole", {"act": harder(await code_of(hosted))})) == (409, "held")
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 50)
+    assert robot.revisions(known) == {good}  # it serves what was good
+
+    await hosted.client.unquarantine("cartpole", reason="the judge is mended")
+    release = await hosted.client.submit("cartpole", {"act": harder(await code_of(hosted))})
+    await hosted.until_phase(release["id"], "selection", "confirmation")
+    assert not (await hosted.agent())["state"]["quarantine"]
+    assert (await hosted.client.revision(bad))["id"] == bad
+    robot.prove()
+
+
+async def test_a_rollback_over_a_changed_source_goes_back_to_the_pair_that_was_measured_and_stays_there(hosted):
+    folder = hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    await hosted.until_good()
+    learned = await force(hosted, {"act": harder(await code_of(hosted))})
+    controller = folder / "controller.py"
+    controller.write_text(controller.read_text().replace("0.5 * position", "0.6 * position"))
+    await hosted.client.reload()
+    [changed] = await hosted.until(lambda: hosted.events("agent.source_changed"))
+    assert changed["data"]["conflicts"] == ["act"]
+    await hosted.until(lambda: changed["data"]["revision"] in robot.revisions())
+
+    [conflict] = (await hosted.agent())["state"]["conflicts"]
+    assert "10.0 * angle" in conflict["base"]
+    assert "11.0 * angle" in conflict["learned"]
+    assert "0.6 * position" in conflict["source"]
+    kept = await hosted.client.rebase("cartpole", keep=["act"], reason="it was measured")
+    assert kept["conflicts"] == []
+    assert (await hosted.client.release(kept["release"]["id"]))["proposed"]["values"] == {"act": conflict["learned"]}
+    assert await refused(hosted.client.rebase("cartpole", keep=["act"])) == (422, "decoding-error")
+
+    await hosted.client.set_desired("cartpole", learned, reason="the new source is worse")
+
+    async def serves():
+        agent = await hosted.agent()
+        return agent["health"] == "degraded" and "rolled back" in agent["problem"]
+
+    await hosted.until(serves)
+    await hosted.stop()
+    await hosted.start()  # the folder still holds the other source
+    await hosted.until(serves)
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 50)
+    assert robot.revisions(known) == {learned}
+    assert await code_of(hosted) == conflict["learned"]
+
+    await hosted.client.set_desired("cartpole", changed["data"]["revision"])  # forward again
+
+    async def forward():
+        agent = await hosted.agent()
+        return agent["state"]["stable"] == changed["data"]["revision"] and agent["problem"] == ""
+
+    await hosted.until(forward)
+    assert "0.6 * position" in await code_of(hosted)
+    robot.prove()
