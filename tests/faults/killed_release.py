@@ -23,7 +23,7 @@ import structlog
 
 import agentd.hosting.agent as hosting
 from agentd.clock import SystemClock
-from agentd.errors import RunnerError, StaleRelease
+from agentd.errors import ReleaseError, RunnerError
 from agentd.hosting.agent import HostedAgent
 from agentd.hosting.services import open_services
 from agentd.records import (
@@ -281,7 +281,7 @@ async def live(folder: Path, deadly) -> None:
                     for event in await store.events(after=last, limit=1000):
                         last = event.seq
                         happened.add(event.kind)
-                    with contextlib.suppress(RunnerError, StaleRelease):  # before it is up, or after it went on by itself
+                    with contextlib.suppress(RunnerError, ReleaseError):  # before it is up, or after it went on by itself
                         await operate(agent, store, happened)
                 state = await store.agent("plant")
                 while not runners or runners[-1].routed != state.stable:  # noqa: ASYNC110 - what is played here tells nobody
