@@ -100,7 +100,7 @@ def table(records):
     """For each contestant and problem how many runs were solved and in how many steps (median of the solved ones)."""
     latest = {key(record): record for record in records}.values()
     problems = list(opto_run.PROBLEMS)
-    print("solved runs (median steps of those), and over all: seconds per step, usable replies (those that changed a value)")
+    print("solved runs (median steps of those), and over all: median seconds per step, usable replies (those that changed a value)")
     print(f"{'':24} " + " ".join(f"{name:>11}" for name in problems) + f" {'all':>8} {'s/step':>7} {'usable':>7}")
     for contestant in CONTESTANTS:
         runs = [record for record in latest if record["contestant"] == contestant]
