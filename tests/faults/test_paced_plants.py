@@ -1,13 +1,13 @@
 """A robot that sends what it sees when it sees it, and is told what to do at a fixed rate; the runner brakes it when it goes blind."""
 
 import asyncio
-import contextlib
 import json
 
 import aiomqtt
 import pytest
 from daemons import of, serve
 
+from agentd.device import end_task
 from agentd.records import Outcome
 
 PROGRAM = """
@@ -28,6 +28,7 @@ class Streamer:
         self.applied: list[dict] = []
         self.seen = 1.0
         self.blind = False
+        self._leaving = False
         self._port = port
         self._episode = ""
 
@@ -36,9 +37,8 @@ class Streamer:
         return self
 
     async def __aexit__(self, *exception):
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._leaving = True  # aiomqtt can swallow a cancellation (see agentd.device.end_task)
+        await end_task(self._task)
 
     async def _run(self):
         async with aiomqtt.Client("127.0.0.1", self._port) as client, asyncio.TaskGroup() as group:
@@ -54,7 +54,7 @@ class Streamer:
 
     async def _stream(self, client):
         step = 0
-        while True:
+        while not self._leaving:
             await asyncio.sleep(0.007)
             if self._episode and not self.blind:
                 message = {"session": "s", "episode": self._episode, "step": step, "observation": self.seen}
