@@ -129,8 +129,11 @@ def _agent(agent: AgentStatus, releases: tuple[Release, ...], now: float) -> Mar
             _badge(str(agent.health), str(agent.health)),
             _badge(agent.mode.value),
             _badge("paused", "degraded") if state and state.paused else None,
+            _badge("frozen", "held") if state and state.frozen else None,
+            _badge("quarantine", "failed") if state and state.quarantine else None,
         ),
         element("p", agent.problem, class_="problem") if agent.problem else None,
+        [element("p", text, class_="held") for text in _holds(agent, now)],
         element(
             "div",
             element(
@@ -143,10 +146,26 @@ def _agent(agent: AgentStatus, releases: tuple[Release, ...], now: float) -> Mar
             class_="scores",
         ),
         element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in facts]),
-        _in_progress(agent.release, now) if agent.release else None,
+        _in_progress(agent.release, agent.waiting, now) if agent.release else None,
         _history(releases, now),
         class_="agent",
     )
+
+
+def _holds(agent: AgentStatus, now: float) -> list[str]:
+    """What an operator or a rule holds back, and what waits for a person, in sentences."""
+    state = agent.state
+    if state is None:
+        return []
+    found = []
+    for hold, word, lift in ((state.quarantine, "In quarantine", "unquarantine"), (state.frozen, "Frozen", "unfreeze")):
+        if hold is not None:
+            why = f": {hold.reason}" if hold.reason else ""
+            found.append(f"{word} by {hold.who}, {_span(now - hold.at)} ago{why}. agentd {lift} {agent.name} lets its releases go on.")
+    if state.conflicts:
+        paths = ", ".join(conflict.path for conflict in state.conflicts)
+        found.append(f"The source has changed under learned values of {paths}: agentd rebase {agent.name} settles it.")
+    return found
 
 
 def _watch(agent: AgentStatus) -> str:
@@ -180,8 +199,8 @@ def _sparkline(scores: tuple[float, ...], bound: float | None) -> Markup:
     )
 
 
-def _in_progress(release: Release, now: float) -> Markup:
-    need = math.log(1 / release.settings.alpha)
+def _in_progress(release: Release, waiting: str, now: float) -> Markup:
+    need = math.log(1 / (release.settings.promotion_alpha or release.settings.alpha))
     log_e = release.superiority.log_e
     return element(
         "section",
@@ -200,6 +219,8 @@ def _in_progress(release: Release, now: float) -> Markup:
             f" · begun {_span(now - release.begun_at)} ago",
             f" · {release.reason}" if release.reason else "",
         ),
+        element("p", f"Waits: {waiting}", class_="held") if waiting else None,
+        _approval(release) if release.phase is Phase.AWAITING_APPROVAL else None,
         element(
             "div",
             _gauge("pairs", f"{release.pairs} of at most {release.settings.max_pairs}", release.pairs / release.settings.max_pairs),
@@ -208,6 +229,20 @@ def _in_progress(release: Release, now: float) -> Markup:
             class_="gauges",
         ),
         class_="release",
+    )
+
+
+def _approval(release: Release) -> Markup:
+    """What a person is asked for, and what the replay showed."""
+    replay = release.screening
+    shown = f"Of {replay.ticks} replayed ticks {replay.differing} differ. " if replay is not None and replay.ticks else ""
+    return element(
+        "p",
+        f"{shown}Waits for a person: ",
+        element("code", f"agentd show {release.id}"),
+        ", then ",
+        element("code", f"agentd approve {release.agent} {release.id}"),
+        class_="held",
     )
 
 

@@ -9,7 +9,20 @@ import msgspec
 
 from agentd import codec
 from agentd.api.ports import AgentStatus, DaemonStatus
-from agentd.records import AgentState, Episode, EpisodeSummary, Event, Feedback, Pair, Provenance, Release, Revision, Source, TraceGraph
+from agentd.records import (
+    AgentState,
+    Episode,
+    EpisodeSummary,
+    Event,
+    Feedback,
+    Pair,
+    Provenance,
+    Release,
+    Revision,
+    Single,
+    Source,
+    TraceGraph,
+)
 
 MAX_E_VALUE = 1e300
 
@@ -77,7 +90,7 @@ def revision_view(revision: Revision, provenance: tuple[Provenance, ...], source
     return view if source is None else view | {"entrypoint": source.entrypoint, "source_files": plain(source.files)}
 
 
-def pairs_view(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:
+def pairs_view(pairs: tuple[Pair | Single, ...]) -> list[dict[str, Any]]:
     """The evidence of a release."""
     return [plain(pair) for pair in pairs]
 

@@ -26,6 +26,7 @@ from agentd.records import (
     Proposal,
     Release,
     ReleaseKind,
+    Single,
     Source,
     Value,
     Verdict,
@@ -201,11 +202,11 @@ class Releases:
         if free is not None and free <= now:
             self._limited = ""
             return False
-        until = "" if free is None else f" until {datetime.fromtimestamp(free, UTC):%Y-%m-%d %H:%M:%S} UTC"
-        told = f"waits{until}: [release] max_promotions allows {keeper.spec.release.max_promotions}"
+        until = "" if free is None else f"; it goes on at {datetime.fromtimestamp(free, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        told = f"[release] max_promotions allows {keeper.spec.release.max_promotions}{until}"
         if told != self._limited:
             self._limited = told
-            await keeper.say("release.waits", told, release=self.current.id if self.current else "", free_at=free)
+            await keeper.say("release.waits", f"the canary waits: {told}", release=self.current.id if self.current else "", free_at=free)
         return True
 
     async def _needs_person(self, release: Release) -> bool:
@@ -254,12 +255,12 @@ class Releases:
     async def observe(self, episode: Episode, feedback: Feedback) -> None:
         """Take in one half of a pair; with the other half it is evidence. The caller holds `deciding`."""
         match self.canary.take(episode, feedback):
-            case Pair() as pair:
-                await self._weigh(pair)
+            case Pair() | Single() as evidence:
+                await self._weigh(evidence)
             case LostPair(plan=plan, reason=reason):
                 await self.lose(plan, reason)
 
-    async def _weigh(self, pair: Pair) -> None:
+    async def _weigh(self, pair: Pair | Single) -> None:
         release = self.current
         if release is None or release.id != pair.release or release.phase not in CANARY | {Phase.PAUSED}:
             return

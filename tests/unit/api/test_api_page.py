@@ -3,13 +3,14 @@
 import asyncio
 import shutil
 
+import msgspec
 import pytest
-from api_bench import BETTER, FIRST, NOW, make_release
+from api_bench import BETTER, FIRST, NOW, STATE, make_release
 
 from agentd.api.markup import element, join
 from agentd.api.server import serve
 from agentd.api.tokens import Role
-from agentd.records import Event
+from agentd.records import Conflict, Event, Hold, Phase, Screening
 
 
 async def page(api) -> str:
@@ -29,6 +30,23 @@ async def test_the_page_shows_the_release_in_progress_with_evidence(api) -> None
     text = await page(api)
     for shown in ("Release in progress", BETTER.id[:10], "12 of at most 300", "4.48 of 20", "+0.100"):
         assert shown in text, shown
+
+
+async def test_the_page_says_what_holds_an_agent_back_and_what_waits_for_a_person(api) -> None:
+    frozen = Hold(at=api.clock.now - 7300, who="ada", reason="<b>fire</b>")
+    quarantine = Hold(at=api.clock.now, who="agentd", reason="rolled back 4 times")
+    conflict = Conflict(path="gains.kp", base=1.0, learned=2.5, source=2.0)
+    api.bench.state = msgspec.structs.replace(STATE, frozen=frozen, quarantine=quarantine, conflicts=(conflict,))
+    api.bench.current = make_release("r9", Phase.AWAITING_APPROVAL, screening=Screening(episodes=3, ticks=200, differing=50))
+    text = await page(api)
+    for words in (
+        "Frozen by ada, 2 h ago: &lt;b&gt;fire&lt;/b&gt;. agentd unfreeze cartpole",
+        "In quarantine by agentd",
+        "learned values of gains.kp: agentd rebase cartpole",
+        "Of 200 replayed ticks 50 differ",
+        "agentd approve cartpole r9",
+    ):
+        assert words in text
 
 
 async def test_a_broken_agent_folder_is_shown_with_its_mistakes(api) -> None:
