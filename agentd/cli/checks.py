@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import aiomqtt
 from rich.console import Console
 
 from agentd.cli.context import FAILED, GOOD, Where
 from agentd.cli.show import text
+from agentd.device.connection import Reports, connected, connection_arguments, words
 from agentd.errors import AgentdError, NotFound, SpecError
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
@@ -123,19 +124,16 @@ def _brokers(settings: DaemonSettings, specs: Sequence[AgentSpec]) -> set[str]:
 
 
 async def _check_broker(url: str) -> Finding:
-    parts = urlsplit(url)
-    subject = f"broker {masked(url)}"
+    """Log in, as a runner would, and leave."""
+    subject, reports = f"broker {masked(url)}", Reports()
     try:
-        port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
-        writer.close()
-        await writer.wait_closed()
-    except TimeoutError:
-        return Finding("bad", subject, f"does not answer within {CONNECT_SECONDS:g} s")
-    except (OSError, ValueError) as error:
-        return Finding("bad", subject, f"can't be reached: {error}")
-    return Finding("good", subject, "accepts connections")
+        arguments = await asyncio.to_thread(connection_arguments, url)
+        async with connected(aiomqtt.Client(**arguments, timeout=CONNECT_SECONDS, logger=reports)):
+            return Finding("good", subject, "lets agentd log in")
+    except ValueError as error:
+        return Finding("bad", subject, str(error))
+    except aiomqtt.MqttError as error:
+        return Finding("bad", subject, f"can't be used: {words(error, reports)}")
 
 
 def _check_models(settings: DaemonSettings, specs: Sequence[AgentSpec]) -> list[Finding]:

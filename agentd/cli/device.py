@@ -24,7 +24,7 @@ def gymnasium(
     env: Annotated[str, typer.Argument(help="The registered name of the environment, such as CartPole-v1.")],
     *,
     agent: Annotated[str, typer.Option(help="The agent that shall drive it.")],
-    broker: Annotated[str, typer.Option(help="mqtt://host:port, or mqtts://user:password@host:port.")],
+    broker: Annotated[str, typer.Option(envvar="AGENTD_BROKER_URL", help="mqtt://host:port, or mqtts://user@host?password_file=...")],
     name: Annotated[str, typer.Option(help="The device's name.")] = "robot-1",
     max_steps: Annotated[int, typer.Option(min=1, help="Ticks after which an episode is cut.")] = 200,
     step_ms: Annotated[float, typer.Option(min=0, help="Milliseconds from tick to tick; 0: as fast as actions come.")] = 0.0,

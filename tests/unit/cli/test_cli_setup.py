@@ -132,7 +132,7 @@ def test_check_says_what_the_environment_lacks(tmp_path: Path, monkeypatch) -> N
     for expected in (
         "needs OPENAI_API_KEY",
         "model nonsense: litellm knows no such provider",
-        "broker mqtt://127.0.0.1:9: can't be reached",
+        "broker mqtt://127.0.0.1:9: can't be used: [Errno 111] Connection refused",
         "CartPool",
     ):
         assert expected in said, expected
