@@ -22,6 +22,7 @@ from agentd.errors import BudgetExhausted, ModelError, OptimizerError
 from agentd.opto.asking import AskingOptions
 from agentd.opto.contract import OptimizerContext
 from agentd.opto.factory import make_optimizer
+from agentd.opto.optimizer import Optimizer
 from agentd.opto.rendering import Section
 from agentd.opto.script_models import SCRIPT, UNLIMITED, Listener, model_names, opened, run
 from agentd.opto.space import same
@@ -29,7 +30,6 @@ from agentd.opto.told import Case, Told
 from agentd.records import Feedback, MemoryEntry, Parameter, Problem, Proposal, Value
 from agentd.trace import Node, ParameterNode
 from agentd.trace.parameters import assign, describe, plain
-from agentd.trace.utils import sum_feedback
 
 __all__ = ["OPRO", "Hybrid", "OptoPrime", "OptoPrimeMulti", "Search", "TextGrad"]
 
@@ -40,7 +40,7 @@ _OF_TRACE = {"highlight_variables", "include_example", "json_keys", "prompt_symb
 """Options of Trace's prompts, which agentd words itself: accepted, without effect."""
 
 
-class ScriptOptimizer:
+class ScriptOptimizer(Optimizer):
     """What the optimizers of this module share.
 
     `parameters` are trainable nodes. `llm` is a litellm model name, several in order of preference, an object with `complete` (Llm), or a
@@ -68,13 +68,12 @@ class ScriptOptimizer:
         log: bool = True,
         **options: Value,
     ) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.trainable]
+        super().__init__((parameter for parameter in parameters if parameter.trainable), propagator=propagator)
         if not self.parameters:
             raise OptimizerError("there is no trainable parameter")
         for name in options:
             if name not in _OPTIONS | _OF_TRACE:
                 raise OptimizerError(f"there is no option {name!r}; there are {', '.join(sorted(_OPTIONS))}")
-        self.propagator = propagator
         self.objective = objective or ""
         self.dollars = 0.0
         self.last: Proposal | None = None
@@ -97,11 +96,6 @@ class ScriptOptimizer:
 
     # --- as in Trace ---
 
-    @property
-    def trace_graph(self) -> Any:
-        """What `backward` brought to all parameters, together; 0 where nothing came."""
-        return sum_feedback(self.parameters)
-
     def zero_feedback(self) -> None:
         """Forgets the feedback since the last update; what was scored stays in memory."""
         self._told.forget()
@@ -114,7 +108,7 @@ class ScriptOptimizer:
         arguments.setdefault("propagator", self.propagator)
         return self._told.backward(node, feedback, **arguments)
 
-    def propose(self, *, verbose: bool | str = False, mask: Iterable[str] | None = None) -> dict[ParameterNode, Any]:
+    def _step(self, *, verbose: bool | str = False, mask: Iterable[str] | None = None) -> dict[ParameterNode, Any]:
         """New values by parameter, empty where nothing usable came (with a warning). Raises ModelError and BudgetExhausted.
 
         `verbose` prints what the model was asked and what it answered, "output" only the answer. `mask` names sections of the problem
@@ -134,13 +128,6 @@ class ScriptOptimizer:
             if entry is not None:
                 self._memory.append(entry)
             self._told.forget()
-
-    def step(self, bypassing: bool = False, **how: Any) -> dict[ParameterNode, Any]:
-        """Proposes (`how`: as `propose`) and, unless `bypassing`, updates."""
-        update = self.propose(**how)
-        if not bypassing:
-            self.update(update)
-        return update
 
     # --- inside ---
 
@@ -179,7 +166,7 @@ class ScriptOptimizer:
         except OptimizerError as error:
             if not self._ignore_extraction_error:
                 raise
-            warnings.warn(f"no usable proposal: {error}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"no usable proposal: {error}", RuntimeWarning, stacklevel=5)
             return {}
         self.dollars += self.last.dollars
         proposed = {**base, **self.last.values}
@@ -251,7 +238,7 @@ class OptoPrimeMulti(OptoPrime):
         self.candidates: list[dict[ParameterNode, Any]] = []
         self.selected_candidate: dict[ParameterNode, Any] | None = None
 
-    def propose(
+    def _step(
         self,
         *,
         verbose: bool | str = False,

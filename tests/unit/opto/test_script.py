@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentd.errors import DecodingError, ModelError, OptimizerError
+from agentd.errors import DecodingError, ModelError, OptimizerError, TraceError
 from agentd.opto import OPRO, OptoPrime, OptoPrimeMulti, Search, TextGrad
+from agentd.opto.optimizer import Optimizer
 from agentd.testing.llm import ScriptedLlm
 from agentd.trace import ExecutionError, bundle, model, node
 from agentd.trace.propagators import Propagator, SumPropagator
@@ -439,3 +440,48 @@ def test_several_answers_at_falling_temperatures_of_which_a_selector_takes_one(a
     optimizer = OptoPrimeMulti([x], llm)
     (x + 1).backward("larger")
     assert optimizer.propose(num_responses=2) == {x: 8.0}, "the last one by default, as in Trace"
+
+
+# --- optimizers of a program's own ---
+
+
+class Slopes(Propagator):
+    """Brings to each parameter the slope of the output (the chain rule, for + and *)."""
+
+    def init_feedback(self, _, feedback):
+        return feedback
+
+    def _propagate(self, child):
+        slope = sum(sum(items) for items in child.feedback.values())
+        x, y = child.parents
+        return {x: slope, y: slope} if "add" in child.name else {x: slope * y.data, y: slope * x.data}
+
+
+class Descent(Optimizer):
+    def __init__(self, parameters, stepsize, **arguments):
+        super().__init__(parameters, **arguments)
+        self.stepsize = stepsize
+
+    def default_propagator(self):
+        return Slopes()
+
+    def _step(self):
+        return {x: x.data - self.stepsize * sum(sum(items) for items in x.feedback.values()) for x in self.parameters}
+
+
+def test_an_optimizer_of_a_program_s_own_is_written_as_in_trace():
+    x = node(4.0, trainable=True, bounds=(-5.0, 5.0))
+    optimizer = Descent([x], stepsize=0.2)
+    for _ in range(40):
+        offset = x + (-1.0)
+        optimizer.zero_feedback()
+        optimizer.backward(offset * offset.clone().detach(), 2.0)
+        optimizer.step()
+    assert x.data == pytest.approx(1.0, abs=1e-3)
+    optimizer.backward(x * 1.0, 1e6)
+    assert optimizer.step(bypassing=True)[x] < -5.0
+    with pytest.raises(TraceError, match="-5"):
+        optimizer.step()
+    with pytest.raises(OptimizerError, match="is no parameter"):
+        Descent([node(1.0)], stepsize=1.0)
+    assert isinstance(OptoPrime([x]), Optimizer)
