@@ -339,6 +339,8 @@ class Problem(Record, frozen=True):
     outcome: Outcome = Outcome.FINISHED
     rewards: tuple[float | None, ...] = ()
     """Of each tick, where there are any: the worst tick of a long episode is shown."""
+    images: tuple[str, ...] = ()
+    """Pictures that belong to the case, as data URLs."""
 
 
 class MemoryEntry(Record, frozen=True):

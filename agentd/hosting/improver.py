@@ -13,6 +13,7 @@ from agentd.errors import AgentdError, BudgetExhausted, CodecError, OptimizerErr
 from agentd.hosting.counterfactual import Replay
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
+from agentd.opto import images
 from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext, Screen
 from agentd.opto.process import OptimizerProcess
 from agentd.records import (
@@ -276,6 +277,7 @@ class Improver:
                     instruction=episode.instruction,
                     outcome=summary.outcome,
                     rewards=tuple(step.reward for step in episode.steps),
+                    images=await asyncio.to_thread(images.of_steps, episode.steps, episode.final_observation),
                 )
             )
         return tuple(problems)

@@ -33,6 +33,7 @@ __all__ = ["LitellmClient", "Llm", "LlmSettings"]
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _UNKNOWN = frozenset({"cancelled", "408"})  # the model may have answered, and the provider billed: the estimate counts
 _TOKENS_PER_IMAGE = 1_500
+_IMAGE = re.compile(r"image|vision|multimodal|multi-modal|content.{0,40}string", re.IGNORECASE)
 _KEY_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _KEY_SHAPES = re.compile(r"(?i)\b(sk-|gsk_|xai-|hf_|AIza)[\w*.-]{4,}|(?<=bearer )[\w.~+/*-]{4,}")
 _MASK = "[key]"
@@ -81,6 +82,7 @@ class LitellmClient:
         self._generator = generator or random.Random()  # noqa: S311 - jitter needs no secrecy
         self._places = asyncio.Semaphore(settings.concurrency)
         self._schema_form: dict[str, int] = {}
+        self._blind: set[str] = set()
         self._litellm: Any = None
         self._loading = asyncio.Lock()
 
@@ -172,16 +174,29 @@ class LitellmClient:
         return reply
 
     async def _call(self, litellm: Any, model: str, request: LlmRequest) -> Any:
-        """Asks with the schema as it is, in the plain form that strict servers want, or without: the first that is taken."""
+        """Asks with the schema as it is, in the plain form that strict servers want, or without: the first that is taken.
+
+        Images go the same way: a model that takes none is asked again without them, and from then on at once.
+        """
         forms = (request.schema, _plain(request.schema), None)
         while True:
             form = self._schema_form.get(model, 0) if request.schema is not None else 2
+            shown = request if self._sees(litellm, model) else _without_images(request)
             try:
-                return await self._transport(litellm, model, request, forms[form])
+                return await self._transport(litellm, model, shown, forms[form])
             except _Refused as refused:
-                if form == 2 or refused.error.status not in {400, 422} or not _is_about_schema(str(refused.error)):
+                told = refused.error.status in {400, 415, 422}
+                if told and _IMAGE.search(str(refused.error)) and any(message.images for message in shown.messages):
+                    self._blind.add(model)
+                elif told and form < 2 and _is_about_schema(str(refused.error)):
+                    self._schema_form[model] = form + 1  # it said so; the prompt describes the form anyway
+                else:
                     raise
-                self._schema_form[model] = form + 1  # it said so; the prompt describes the form anyway
+
+    def _sees(self, litellm: Any, model: str) -> bool:
+        """Whether images are sent to `model`: not if it refused them, nor if the tables know it without eyes."""
+        known = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2])
+        return model not in self._blind and (known is None or bool(known.get("supports_vision")))
 
     async def _transport(self, litellm: Any, model: str, request: LlmRequest, schema: dict[str, Any] | None) -> Any:
         arguments: dict[str, Any] = {
@@ -267,6 +282,10 @@ async def _close(litellm: Any) -> None:
         await asyncio.wait_for(worker.stop(), timeout=2.0)
     await litellm.close_litellm_async_clients()
     litellm.in_memory_llm_clients_cache.flush_cache()
+
+
+def _without_images(request: LlmRequest) -> LlmRequest:
+    return msgspec.structs.replace(request, messages=tuple(msgspec.structs.replace(message, images=()) for message in request.messages))
 
 
 def _message(message: Message) -> dict[str, Any]:

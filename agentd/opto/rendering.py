@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from agentd import codec
 from agentd.errors import CodecError
+from agentd.opto.images import without_pictures
 from agentd.opto.space import same
 from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Problem, TraceGraph, TraceNode, Value
 from agentd.trace.folding import fold
@@ -90,7 +91,7 @@ class Renderer:
             shown = "\n".join(self._named(path, value) for path, value in changed.items()) or "(the current values)"
             lines.append(f"- {_fate(entry)}\n{shown}")
             if entry.feedback and Section.FEEDBACK not in self._mask:
-                lines.append(f"Feedback on it:\n{self.fenced(shortened(entry.feedback, _MEMORY_FEEDBACK))}")
+                lines.append(f"Feedback on it:\n{self.fenced(shortened(without_pictures(entry.feedback), _MEMORY_FEEDBACK))}")
         return self._section(Section.MEMORY, "\n".join(lines))
 
     def fenced(self, text: str) -> str:
@@ -129,7 +130,7 @@ class Renderer:
         if problem.outcome is not Outcome.FINISHED:
             facts.append(f"the run was {problem.outcome.value}")
         facts.extend(f"{_word(name)} = {value:.4g}" for name, value in feedback.metrics.items())
-        words = [self.fenced(feedback.text)] if feedback.text else []
+        words = [self.fenced(without_pictures(feedback.text))] if feedback.text else []
         return "\n".join(filter(None, ("; ".join(facts), *words)))
 
     def _documentation(self) -> Iterator[str]:
