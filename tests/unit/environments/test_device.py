@@ -267,3 +267,25 @@ async def test_a_time_limit_that_ends_while_an_observation_is_just_sent_never_le
         known = len(plant.given)
         await until(lambda: len(plant.given) > known + 1000)
     assert set(plant.given) == {"brake"}
+
+
+async def test_a_message_beyond_the_limit_is_dropped_unread(mosquitto, agent):
+    plant = Plant(length=1)
+    async with serving(mosquitto, plant, max_payload=500) as device:
+        await agent.ready()
+        await agent.command()
+        observation = await agent.next("observation")
+        await agent.act(observation, "x" * 1000)
+        await agent.act(observation, "short")
+        await agent.next("observation")
+    assert plant.given == ["short"]
+    assert device.counts["too_large"] == 1
+
+
+async def test_why_there_is_no_broker_is_told_and_forgotten_when_there_is_one(mosquitto, until, caplog):
+    mosquitto.kill()
+    async with serving(mosquitto, Plant()) as device:
+        await until(lambda: "refused" in device.trouble)
+        mosquitto.start()
+        await until(lambda: device.connected and device.trouble == "")
+    assert caplog.text.count("arm has no broker") == 1
