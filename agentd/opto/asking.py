@@ -5,8 +5,9 @@ error, and so does what changes nothing, was tried before, or fails when recorde
 """
 
 import abc
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -46,12 +47,16 @@ class AskingOptions(Record, frozen=True):
     """`[optimizer] options` of the optimizers that ask a model; each ignores those of others.
 
     `samples` answers are asked for, each from the next of the models where `mixture` is set, at rising temperature; the first that passes
-    validation and screening is taken. `form` is json or tagged. `schema` False asks without constrained decoding. `mask` leaves sections
-    out. `counterfactuals` tried values are replayed, so that the model learns what the actions would have been. At most `images` pictures
-    are shown to models that take them.
+    validation and screening is taken, or with `select` "model" all that pass are shown to the model, which takes one or joins them. Each
+    is looked at again by the model `refine` times before that, with what replay says of it.
+
+    `form` is json or tagged. `schema` False asks without constrained decoding. `mask` leaves sections out. `counterfactuals` tried values
+    are replayed, so that the model learns what the actions would have been. At most `images` pictures are shown to models that take them.
     """
 
     samples: int = 1
+    select: str = "first"
+    refine: int = 0
     mixture: bool = False
     form: str = "json"
     schema: bool = True
@@ -84,6 +89,8 @@ class AskingOptimizer(abc.ABC):
             raise OptimizerError(f"[optimizer] options: {error}") from error
         if self.options.form not in ("json", "tagged"):
             raise OptimizerError(f"[optimizer] options: form is json or tagged, not {self.options.form!r}")
+        if self.options.select not in ("first", "model"):
+            raise OptimizerError(f"[optimizer] options: select is first or model, not {self.options.select!r}")
 
     @abc.abstractmethod
     async def _prompt(self, problems: Sequence[Problem], memory: Sequence[MemoryEntry]) -> tuple[str, str]:
@@ -103,40 +110,71 @@ class AskingOptimizer(abc.ABC):
         user = Message(role="user", content="\n\n".join(filter(None, parts)), images=tuple(url for _, url in pictures))
         prompt = (Message(role="system", content=system), user)
         failures: list[OptimizerError] = []
+        candidates: list[Candidate] = []
+        conversations: list[Conversation] = []
         for sample in range(max(1, self.options.samples)):
-            conversation = Conversation(self._request(prompt, sample, seed), self._llm)
+            conversations.append(Conversation(self._request(prompt, sample, seed), self._llm))
             try:
-                values, parsed = await self._sampled(conversation, memory)
+                candidates.append(await self._sampled(conversations[-1], memory))
             except DecodingError as error:
                 failures.append(error)
             except _Nothing as nothing:
                 failures.append(OptimizerError(str(nothing)))
-            else:
-                return make_proposal(
-                    self._context,
-                    problems,
-                    values,
-                    algorithm=self.algorithm,
-                    seed=seed,
-                    reasoning=parsed.reasoning[:4_000],
-                    dollars=conversation.dollars,
-                    exchange=conversation.text,
-                )
-        raise failures[-1]
+            if candidates and self.options.select == "first":
+                break
+        if not candidates:
+            raise failures[-1]
+        values, parsed, _ = candidates[0]
+        if len(candidates) > 1:
+            asked = (prompt[0], msgspec.structs.replace(user, content=f"{user.content}\n\n{_choice(candidates)}"))
+            conversations.append(Conversation(self._request(asked, 0, seed), self._llm))
+            values, parsed, _ = await self._selected(conversations[-1], candidates, memory)
+        return make_proposal(
+            self._context,
+            problems,
+            values,
+            algorithm=self.algorithm,
+            seed=seed,
+            reasoning=parsed.reasoning[:4_000],
+            dollars=sum(conversation.dollars for conversation in conversations),
+            exchange="\n\n".join(conversation.text for conversation in conversations),
+        )
 
-    async def _sampled(self, conversation: "Conversation", memory: Sequence[MemoryEntry]) -> tuple[dict[str, Value], ParsedReply]:
+    async def _sampled(self, conversation: "Conversation", memory: Sequence[MemoryEntry]) -> "Candidate":
         """One candidate: the answer, or the answer to what was wrong with it. Raises DecodingError or _Nothing after that."""
         reply = await conversation.ask()
         try:
-            return await self._usable(reply, memory, first=True)
+            candidate = await self._usable(reply, memory, first=True)
         except DecodingError as error:
             what = f"Your answer can't be used: {_listed(error)}\nGive the whole answer again, corrected."
         except _Nothing as nothing:
             what = f"{nothing} Propose other values, in the same form."
+        else:
+            return await self._refined(conversation, candidate, memory)
         reply = await conversation.ask(what)
-        return await self._usable(reply, memory)
+        return await self._refined(conversation, await self._usable(reply, memory), memory)
 
-    async def _usable(self, reply: LlmReply, memory: Sequence[MemoryEntry], *, first: bool = False) -> tuple[dict[str, Value], ParsedReply]:
+    async def _refined(self, conversation: "Conversation", candidate: "Candidate", memory: Sequence[MemoryEntry]) -> "Candidate":
+        """What becomes of `candidate` when the model looks at it again. It stays where nothing usable comes of that."""
+        for _ in range(self.options.refine):
+            replayed = f"Recorded runs would have gone so:\n{shown(candidate.report, 2_000)}\n" if candidate.report else ""
+            question = f"Before your suggestion is tried: is it the best answer to #Feedback?\n{replayed}"
+            reply = await conversation.ask(f"{question}Give the whole answer, improved or as it is.")
+            with contextlib.suppress(DecodingError, _Nothing):
+                candidate = await self._usable(reply, memory)
+        return candidate
+
+    async def _selected(
+        self, conversation: "Conversation", candidates: Sequence["Candidate"], memory: Sequence[MemoryEntry]
+    ) -> "Candidate":
+        """The model's choice of `candidates`, or what it made of them; the first where it makes no usable choice."""
+        reply = await conversation.ask()
+        try:
+            return await self._usable(reply, memory)
+        except (DecodingError, _Nothing):
+            return candidates[0]
+
+    async def _usable(self, reply: LlmReply, memory: Sequence[MemoryEntry], *, first: bool = False) -> "Candidate":
         """What the reply proposes. Recorded runs may miss what values are for, so acting alike is held against a `first` answer only."""
         context = self._context
         try:
@@ -157,7 +195,7 @@ class AskingOptimizer(abc.ABC):
             raise _Nothing(f"These values failed when recorded runs were replayed: {shown(screening.reason, 500)}.")
         if first and screening.ticks and not screening.differing:
             raise _Nothing(f"With these values each of {screening.ticks} recorded actions would have been the same, and so the score.")
-        return values, parsed
+        return Candidate(values, parsed, screening.report)
 
     def _renderer(self, problems: Sequence[Problem]) -> Renderer:
         options = self.options
@@ -197,6 +235,19 @@ class AskingOptimizer(abc.ABC):
 
 class _Nothing(Exception):  # noqa: N818 - private: a usable answer that leads nowhere
     """Nothing new came of an answer; the text says why, to the model."""
+
+
+def _choice(candidates: Sequence["Candidate"]) -> str:
+    listed = "\n".join(f"{number}. {shown(candidate.values, 4_000)}" for number, candidate in enumerate(candidates, 1))
+    return f"Suggestions so far:\n{listed}\nGive the best of them, or join what is good in them, as a whole answer in the same form."
+
+
+class Candidate(NamedTuple):
+    """Values that passed validation and screening, the reply that they are from, and what replay says of them."""
+
+    values: dict[str, Value]
+    parsed: ParsedReply
+    report: str
 
 
 class Conversation:

@@ -142,6 +142,30 @@ async def test_several_samples_are_asked_until_one_is_usable(make_context, make_
     assert llm.requests[2].temperature > llm.requests[0].temperature
 
 
+async def test_of_several_samples_the_model_chooses_or_joins(make_context, make_problem, answers):
+    context = make_context(GAIN, PROMPT, algorithm="optoprime", options={"samples": 3, "select": "model"})
+    llm = answers(suggest(gain=2.0), "no", "no", suggest(system_prompt="Speak Spanish."), suggest(gain=2.0, system_prompt="Speak Spanish."))
+    proposal = await propose(context, [make_problem(context)], llm)
+    assert '1. {"gain": 2.0}\n2. {"system_prompt": "Speak Spanish."}' in llm.requests[4].messages[-1].content
+    assert proposal.values == {"gain": 2.0, "system_prompt": "Speak Spanish."}
+    assert proposal.dollars == pytest.approx(0.005)
+    undecided = answers(suggest(gain=2.0), suggest(gain=3.0), suggest(gain=4.0), "I can't choose.")
+    assert (await propose(context, [make_problem(context)], undecided)).values == {"gain": 2.0}
+    with pytest.raises(OptimizerError, match="select is first or model"):
+        OptoPrime(make_context(GAIN, options={"select": "best"}), answers())
+
+
+async def test_a_suggestion_is_looked_at_again_with_what_replay_says_of_it(make_context, make_problem, answers):
+    async def screen(values):
+        return Screening(report=f"gain {values['gain']} would turn left", ticks=1, differing=1)
+
+    context = make_context(GAIN, algorithm="optoprime", options={"refine": 2})
+    llm = answers(suggest(gain=2.0), suggest(gain=3.0), "It is good as it is.")
+    assert (await propose(context, [make_problem(context)], llm, screen=screen)).values == {"gain": 3.0}
+    assert "gain 2.0 would turn left" in llm.requests[1].messages[-1].content
+    assert "gain 3.0 would turn left" in llm.requests[2].messages[-1].content
+
+
 async def test_candidates_are_screened_and_a_refusal_is_told_to_the_model(make_context, make_problem, answers):
     async def screen(values):
         return Screening(ok=values["gain"] > 0, reason="the action left the space at tick 3")
