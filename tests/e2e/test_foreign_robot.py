@@ -114,10 +114,16 @@ async def tanks(mosquitto):
             await task
 
 
-async def test_it_is_driven_and_improved_without_knowing_of_agentd(hosted: Hosted, tanks):
+def endless(toml: str) -> str:
+    """One long life that agentd cuts into episodes, with the revisions' states handed over."""
+    return toml.replace("max_steps = 12\n", "").replace("deadline_ms = 400\n", "deadline_ms = 400\nepisode_ticks = 12\n")
+
+
+@pytest.mark.parametrize("edit", [str, pytest.param(endless, marks=pytest.mark.long)], ids=["cut at max_steps", "endless"])
+async def test_it_is_driven_and_improved_without_knowing_of_agentd(hosted: Hosted, tanks, edit):
     folder = hosted.agents / "tank"
     folder.mkdir()
-    for name, content in (("agent.toml", TOML), ("controller.py", CONTROLLER), ("feedback.py", FEEDBACK)):
+    for name, content in (("agent.toml", edit(TOML)), ("controller.py", CONTROLLER), ("feedback.py", FEEDBACK)):
         (folder / name).write_text(content)
     await hosted.start()
     await hosted.until_scored(4, "tank")
