@@ -2,6 +2,7 @@
 
 import asyncio
 import bisect
+import traceback
 from collections.abc import Awaitable, Iterable
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ from agentd.runners.garbage import GarbageCollector
 from agentd.runners.pairs import Pairs
 from agentd.runners.spool import Spool
 from agentd.runners.workers import Workers
-from agentd.spec import AgentSpec, EnvironmentKind
+from agentd.spec import AgentSpec, EnvironmentKind, is_unpaired
 
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Upper bounds, in seconds, of the histogram of step durations."""
@@ -57,6 +58,8 @@ class Control:
         self.episode_ticks = self.mqtt.episode_ticks if self.mqtt is not None else None
         """Ticks of an episode of an endless plant; None: its own end ends it."""
         self.max_steps = spec.environment.max_steps if self.episode_ticks is None else NO_LAST_STEP
+        self.awaits_devices = is_unpaired(spec)
+        """Only the devices begin episodes."""
         section = spec.environment.safe_action
         self.latches = section is not None and section.recovery == "latch"
         self.deadline = _policy_deadline(spec)
@@ -109,10 +112,15 @@ class Control:
         return make_id(self.clock.time(), self._random)
 
     def spawn(self, work: Awaitable[Any], name: str) -> "asyncio.Task[Any]":
-        """Start a task in the runner's group."""
+        """Start a task in the runner's group. A fault of ours in it is told, and costs no plant its runner."""
 
         async def run() -> Any:
-            return await work
+            try:
+                return await work
+            except Exception:  # noqa: BLE001 - as for a device's loop: control goes on
+                traceback.print_exc()
+                self.happened("runner.fault", traceback.format_exc(limit=-3), task=name)
+                return None
 
         return self._group.create_task(run(), name=name)
 

@@ -180,7 +180,9 @@ class Stretches:
         control = self._control
         while True:
             if self._plan is None:
-                self._plan = None if control.paused or self._is_latched() else control.pairs.take(self._device)
+                if self._is_latched():
+                    control.drop_pairs(control.pairs.drop(self._device), f"the safe action of {self._device} has latched")
+                self._plan = None if control.paused else control.pairs.take(self._device)
                 if self._plan is None:
                     return None
                 self._halves = list(self._plan.order)
