@@ -38,6 +38,7 @@ Selector = Callable[[list[dict[ParameterNode, Any]]], dict[ParameterNode, Any]]
 _OPTIONS = {*AskingOptions.__struct_fields__, "parts", "startup"}
 _OF_TRACE = {"highlight_variables", "include_example", "json_keys", "prompt_symbols", "use_json_object_format"}
 """Options of Trace's prompts, which agentd words itself: accepted, without effect."""
+_OF_AUTOGEN = {"config_list", "filter_dict"}
 
 
 class ScriptOptimizer(Optimizer):
@@ -53,6 +54,7 @@ class ScriptOptimizer(Optimizer):
     """
 
     algorithm = ""
+    default_objective = "Improve #Outputs in accordance with #Feedback."
 
     def __init__(
         self,
@@ -72,7 +74,9 @@ class ScriptOptimizer(Optimizer):
         if not self.parameters:
             raise OptimizerError("there is no trainable parameter")
         for name in options:
-            if name not in _OPTIONS | _OF_TRACE:
+            if name in _OF_AUTOGEN:
+                warnings.warn(f"{name} has no effect, as in Trace: `llm` names the model", RuntimeWarning, stacklevel=2)
+            elif name not in _OPTIONS | _OF_TRACE:
                 raise OptimizerError(f"there is no option {name!r}; there are {', '.join(sorted(_OPTIONS))}")
         self.objective = objective or ""
         self.dollars = 0.0

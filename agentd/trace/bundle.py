@@ -19,10 +19,10 @@ from agentd.trace.errors import ExecutionError, TraceMissingInputsError
 from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.hidden import outside
 from agentd.trace.modules import Module
-from agentd.trace.nodes import MessageNode, Node, ParameterNode, error_message, message, raise_error
+from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, node, raise_error
 from agentd.trace.source import compile_function, error_comment, signature_of, source_of
 
-__all__ = ["BoundFunModule", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle"]
+__all__ = ["BoundFunModule", "ExceptionNode", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle", "node"]  # as in Trace
 
 _CODE = RESERVED + "code__"
 _PENDING = "(pending)"

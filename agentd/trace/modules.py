@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from agentd.errors import TraceError
-from agentd.trace.containers import ParameterContainer
+from agentd.trace.broadcast import apply_op
+from agentd.trace.containers import NodeContainer, ParameterContainer
 from agentd.trace.nodes import ParameterNode
+
+__all__ = ["Module", "NodeContainer", "apply_op", "model"]  # two of them are here as well, as in Trace
 
 C = TypeVar("C", bound=type)
 

@@ -413,8 +413,22 @@ def test_options_of_trace_are_taken_and_misspelt_ones_are_refused(answers):
     (x + 1).backward("larger")
     with pytest.raises(DecodingError):
         optimizer.step()
+    with pytest.warns(RuntimeWarning, match="`llm` names the model"):
+        OptoPrime([x], answers(), config_list=[])
     with pytest.raises(OptimizerError, match="there is no option 'temprature'"):
         OptoPrime([x], answers(), temprature=0.5)
+
+
+def test_the_objective_may_change_between_steps(answers):
+    x = node(1.0, trainable=True, name="x")
+    llm = answers(suggest(x=2.0), suggest(x=3.0))
+    optimizer = OptoPrime([x], llm)
+    for hint in ("as far as you can", "but not too far"):
+        optimizer.objective = f"{optimizer.default_objective} Hint: {hint}"
+        (x + 1).backward("larger")
+        optimizer.step()
+    assert "Hint: as far as you can" in asked(llm, 0)
+    assert "Hint: but not too far" in asked(llm, 1)
 
 
 def test_the_problem_of_all_parameters_together_is_trace_graph():

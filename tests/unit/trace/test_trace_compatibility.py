@@ -203,6 +203,30 @@ else:
 }
 
 
+IMPORTS = """
+from opto.trace import GRAPH, ExecutionError, Module, NodeContainer, apply_op, bundle, model, node, operators, propagators, stop_tracing
+from opto.trace.broadcast import apply_op, recursive_conversion
+from opto.trace.bundle import ExceptionNode, ExecutionError, FunModule, TraceMissingInputsError, bundle, node
+from opto.trace.containers import Map, NodeContainer, ParameterContainer, Seq
+from opto.trace.errors import ExecutionError, TraceMissingInputsError
+from opto.trace.iterators import DictIterable, SeqIterable, iterate
+from opto.trace.modules import Module, NodeContainer, apply_op, model
+from opto.trace.nodes import GRAPH, AbstractNode, ExceptionNode, MessageNode, Node, ParameterNode, get_op_name, node
+from opto.trace.operators import call_llm, cond, identity, len_
+from opto.trace.propagators import GraphPropagator, Propagator, SumPropagator, TraceGraph
+from opto.trace.propagators.graph_propagator import GraphPropagator, TraceGraph
+from opto.trace.propagators.propagators import AbstractPropagator, Propagator, SumPropagator
+from opto.trace.utils import contain, for_all_methods, parse_eqs_to_dict, render_opt_step, sum_feedback
+from opto.optimizers import OPRO, OptoPrime, OptoPrimeMulti, TextGrad
+from opto.optimizers.optimizer import Optimizer
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+def test_what_programs_of_trace_import_is_where_they_look_for_it(tmp_path, line):
+    run(tmp_path, line.replace("opto.trace", "agentd.trace").replace("opto.optimizers", "agentd.opto"))
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_of_trace_runs_with_its_imports_changed(tmp_path, name):
     run(tmp_path, PROGRAMS[name].replace("opto.trace", "agentd.trace").replace("opto.optimizers", "agentd.opto"))
