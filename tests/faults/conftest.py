@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from escape import arena
 from hosted import hosted  # noqa: F401 - a fixture
+from witness import serve_cartpole  # noqa: F401 - a fixture
 
 from agentd.sandbox import Zygote
 

@@ -5,29 +5,15 @@ stalls; where the machine has network namespaces, the kernel cuts, delays and lo
 """
 
 import asyncio
-import collections
 import contextlib
-import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from brokers import Mosquitto
-
-from agentd.records import Outcome
-from agentd.runners.local import Finished, Lost
-
-BALANCE = """
-    class Controller:
-        def act(self, observation):
-            x, v, angle, spin = observation
-            return 1 if angle + 0.5 * spin + 0.05 * x + 0.1 * v > 0 else 0
-"""
-PATIENCE = 0.3
-"""Seconds that the robot waits for an action."""
+from witness import PATIENCE, Robot
 
 
 class Wire:
@@ -75,106 +61,24 @@ class Wire:
             delivering.cancel()
 
 
-class Robot:
-    """The stand-in robot in a process of its own, and its log."""
-
-    def __init__(self, log: Path, url: str, *within: str) -> None:
-        self._log = log
-        self._command = [*within, sys.executable, "-m", "agentd.environments.standin", "--broker", url, "--agent", "cartpole"]
-        self._command += ["--log", str(log), "--max-steps", "60", "--step-ms", "2", "--action-timeout", str(PATIENCE)]
-
-    async def __aenter__(self):
-        self.process = await asyncio.create_subprocess_exec(*self._command)
-        return self
-
-    async def __aexit__(self, *exception):
-        self.process.terminate()
-        await self.process.wait()
-
-    @property
-    def applied(self):
-        if not self._log.exists():
-            return []
-        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def sources(self, known=0):
-        return collections.Counter(line["source"] for line in self.applied[known:])
-
-    def prove(self, reader):
-        """Within each episode no tick is without its one action, and what came from the agent was meant for that tick."""
-        episodes = collections.defaultdict(list)
-        for line in self.applied:
-            episodes[line["episode"]].append(line["step"])
-        assert episodes
-        assert all(steps == list(range(len(steps))) for steps in episodes.values())
-        followed = [line for line in self.applied if line["source"] != "fallback" and line["episode"] in reader.episodes]
-        assert followed
-        for line in followed:
-            assert reader.meant[line["episode"], line["step"]] == line["action"]
-
-
-class Reader:
-    """Acknowledges what a runner tells, in the background."""
-
-    def __init__(self, runner):
-        self.finished = 0
-        self.episodes = set()
-        self.meant = {}
-        self._runner = runner
-        self._task = asyncio.create_task(self._read())
-
-    async def _read(self):
-        while True:
-            match await self._runner.next():
-                case Finished(episode=episode):
-                    self.finished += episode.outcome is Outcome.FINISHED
-                    self.episodes.add(episode.id)
-                    self.meant.update({(episode.id, step.tick): step.action for step in episode.steps})
-                    await self._runner.acknowledge(episode.id)
-                case Lost():
-                    return
-
-    async def aclose(self):
-        await self._runner.abandon()
-        await self._task
-
-
-@pytest.fixture
-def serve(runners, make_spec, make_program):
-    async def start(url):
-        environment = {
-            "kind": "mqtt",
-            "max_steps": 60,
-            "mqtt": {"deadline_ms": 100.0, "observation_timeout": 2.0},
-            "observation_space": {"low": -100.0, "high": 100.0, "shape": [4]},
-            "action_space": {"discrete": 2},
-            "safe_action": {"value": 0},
-        }
-        runner = await runners.start(make_spec(environment=environment, sandbox={"step_timeout": "1s"}), broker=url)
-        source, revision = make_program(BALANCE)
-        await runner.load(source, revision)
-        await runner.route(revision.id)
-        return Reader(runner)
-
-    return start
-
-
-async def test_over_a_slow_wire_each_action_still_meets_its_own_tick(mosquitto, serve, tmp_path, until):
+async def test_over_a_slow_wire_each_action_still_meets_its_own_tick(mosquitto, serve_cartpole, tmp_path, until):
     wire = Wire(mosquitto.port)
     generator = random.Random(1)
     wire.delay = lambda: generator.uniform(0.005, 0.03)
     async with wire.open() as url, Robot(tmp_path / "robot.jsonl", url) as robot:
-        reader = await serve(mosquitto.url)
+        reader = await serve_cartpole(mosquitto.url)
         await until(lambda: reader.finished >= 2)
         assert robot.sources()["action"] > 60
         robot.prove(reader)
         await reader.aclose()
 
 
-async def test_on_a_wire_slower_than_its_patience_the_robot_helps_itself_and_applies_nothing_late(mosquitto, serve, tmp_path, until):
+async def test_on_a_wire_slower_than_its_patience_the_robot_helps_itself_and_applies_nothing_late(
+    mosquitto, serve_cartpole, tmp_path, until
+):
     wire = Wire(mosquitto.port)
     async with wire.open() as url, Robot(tmp_path / "robot.jsonl", url) as robot:
-        reader = await serve(mosquitto.url)
+        reader = await serve_cartpole(mosquitto.url)
         await until(lambda: reader.finished)
         wire.delay = lambda: PATIENCE
         await until(lambda: robot.sources()["fallback"] > 2)
@@ -188,10 +92,10 @@ async def test_on_a_wire_slower_than_its_patience_the_robot_helps_itself_and_app
         await reader.aclose()
 
 
-async def test_what_a_stalled_wire_held_back_is_not_applied_when_it_flows_again(mosquitto, serve, tmp_path, until):
+async def test_what_a_stalled_wire_held_back_is_not_applied_when_it_flows_again(mosquitto, serve_cartpole, tmp_path, until):
     wire = Wire(mosquitto.port)
     async with wire.open() as url, Robot(tmp_path / "robot.jsonl", url) as robot:
-        reader = await serve(mosquitto.url)
+        reader = await serve_cartpole(mosquitto.url)
         for _ in range(3):
             known = reader.finished
             await until(lambda known=known: reader.finished > known)
@@ -288,9 +192,11 @@ def divided(request, network, tmp_path):
 
 
 @pytest.mark.long  # a cut is noticed by TCP's silence: after seconds
-async def test_a_network_that_is_cut_leaves_the_robot_to_its_fallback_and_everything_comes_back(divided, network, serve, tmp_path, until):
+async def test_a_network_that_is_cut_leaves_the_robot_to_its_fallback_and_everything_comes_back(
+    divided, network, serve_cartpole, tmp_path, until
+):
     async with Robot(tmp_path / "robot.jsonl", divided.url, *network.within) as robot:
-        reader = await serve(divided.url)
+        reader = await serve_cartpole(divided.url)
         for _ in range(3):
             known = reader.finished
             await until(lambda known=known: reader.finished > known + 1, limit=90)
@@ -306,12 +212,12 @@ async def test_a_network_that_is_cut_leaves_the_robot_to_its_fallback_and_everyt
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", [("delay", "40ms", "20ms"), ("loss", "5%"), ("delay", "20ms", "10ms", "loss", "3%", "reorder", "10%")])
-async def test_over_a_network_that_delays_and_loses_no_tick_is_without_an_action(divided, network, serve, tmp_path, until, how):
+async def test_over_a_network_that_delays_and_loses_no_tick_is_without_an_action(divided, network, serve_cartpole, tmp_path, until, how):
     reason = network.disturb(*how)
     if reason:
         pytest.skip(f"this kernel can't disturb a network: {reason}")
     async with Robot(tmp_path / "robot.jsonl", divided.url, *network.within) as robot:
-        reader = await serve(divided.url)
+        reader = await serve_cartpole(divided.url)
         await until(lambda: reader.finished > 3, limit=120)
         robot.prove(reader)
         await reader.aclose()
