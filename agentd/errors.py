@@ -189,7 +189,7 @@ class IllegalTransition(ReleaseError):  # noqa: N818 - named as it is spoken of
         self.release = release
         self.phase = phase
         self.to = to
-        super().__init__(f"release {release} is {phase} and can't become {to}")
+        super().__init__(f"release {release} is {phase.replace('_', ' ')}; it can't be {to.replace('_', ' ')}")
 
 
 class StaleRelease(ReleaseError):  # noqa: N818 - named as it is spoken of

@@ -188,11 +188,11 @@ def print_answer(out: Console, answer: JSON) -> None:
 def _print_device(out: Console, found: JSON, answer: JSON) -> None:
     episode, release, let = found["episode"], found["release"], found["let_by"]
     ended = episode["started_at"] + episode["duration"]
-    ran_then = "" if found["during"] else f"; it had ended {answer['at'] - ended:.1f} s before, nothing known was running"
+    ran_then = "" if found["during"] else f"; it had ended {answer['at'] - ended:.1f} s before, and no other is known to have begun"
     pair = f", pair {episode['pair']}" if episode["pair"] else ""
     facts: list[tuple[str, Any]] = [
         ("episode", f"{episode['id']}, {show.when(episode['started_at'])}, {episode['duration']:.1f} s{ran_then}"),
-        ("revision", episode["revision"]),
+        ("revision", episode["revision"] + (f", on source {show.short(found['revision']['source'])}" if found["revision"] else "")),
         ("as", f"{episode['role']}, {episode['purpose']}{pair}"),
         ("outcome", episode["error"] or episode["feedback"] or episode["outcome"]),
         ("let by", f"{let['who']}, {show.when(let['when'])}"),

@@ -191,7 +191,7 @@ def retry(
 
 def rollback(
     agent: Agent,
-    revision: Annotated[str | None, typer.Argument(help="The revision to go back to [the last good one].")] = None,
+    revision: Annotated[str | None, typer.Argument(help="The revision to go back to [the last good one before].")] = None,
     *,
     reason: Reason = "",
     json: Json = False,
@@ -202,8 +202,9 @@ def rollback(
 
     async def work(client: "Client") -> int:
         current = (await client.agent(agent))["state"] or {}
-        target = revision or current.get("last_good")
-        if target is None or target == current.get("stable"):
+        known_good = [current.get("last_good"), *(found for found, _ in reversed(current.get("good", [])))]
+        target = revision or next((found for found in known_good if found not in {None, current.get("stable")}), None)
+        if target is None:
             raise UsageMistake(f"there is no other revision of {agent} known to be good; name one: `agentd history {agent}` lists them")
         status = await client.set_desired(agent, target, reason=reason)
         return views.tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)

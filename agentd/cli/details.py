@@ -65,19 +65,20 @@ def _release(out: Console, release: JSON) -> None:
     out.print(show.indented(show.table(("when", "phase", "who", "reason"), rows)))
     if release["evidence"]:
         out.print(show.text("\nevidence", "bold"))
-        pairs = [
-            (
-                position,
-                pair["device"],
-                show.number(pair["reference"]),
-                show.number(pair["candidate"]),
-                show.number(pair["candidate"] - pair["reference"], "+.3f"),
-                pair["guardrail"] or ("candidate aborted" if pair["candidate_aborted"] else ""),
-            )
-            for position, pair in enumerate(release["evidence"], 1)
-        ]
+        pairs = [(position, *_evidence(one)) for position, one in enumerate(release["evidence"], 1)]
         heads = ("pair", "device", "stable", "candidate", "difference", "note")
         out.print(show.indented(show.table(heads, pairs, right=("pair", "stable", "candidate", "difference"))))
+
+
+def _evidence(one: JSON) -> tuple[str, ...]:
+    """Device, stable's and the candidate's score, their difference, and a note; a single episode has one score."""
+    if "role" in one:
+        scores = {one["role"]: "silent" if one["score"] is None else show.number(one["score"])}
+        note = one["guardrail"] or ("aborted" if one["aborted"] else "")
+        return one["device"], scores.get("stable", ""), scores.get("candidate", ""), "", note
+    note = one["guardrail"] or ("candidate aborted" if one["candidate_aborted"] else "against the anchor" if one["anchored"] else "")
+    difference = show.number(one["candidate"] - one["reference"], "+.3f")
+    return one["device"], show.number(one["reference"]), show.number(one["candidate"]), difference, note
 
 
 def _screening(out: Console, screening: JSON | None) -> None:

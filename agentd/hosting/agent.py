@@ -233,8 +233,8 @@ class HostedAgent:
         self._source = await keeper.store.source(keeper.state.source)
         if folder.digest == keeper.state.passed_over:
             revisions = await keeper.store.revisions(self.name, limit=1000)
-            newest = next((revision.id[:10] for revision in revisions if revision.source == folder.digest), "")
-            back = f"change it, or `agentd pin {self.name} {newest}`"
+            first = next((revision.id[:10] for revision in reversed(revisions) if revision.source == folder.digest), "")
+            back = f"change it, or `agentd pin {self.name} {first}`"
             self._trouble = f"an earlier source serves: the one in the folder was rolled back from; {back}"
         else:
             self._trouble = f"the new source can't be loaded, the one before goes on: {self._load_failure}"

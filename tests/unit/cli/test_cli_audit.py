@@ -128,7 +128,7 @@ async def test_between_episodes_the_last_one_is_told_as_over(lonely, past) -> No
     _, found = await ask(lonely, past, "--at", str(START + 60))
     assert [(one["episode"]["id"], one["during"]) for one in found["devices"]] == [("a1", False)]
     text = (await lonely("audit", "cartpole", "--device", "7", "--at", str(START + 60), "--store", str(past), state=False)).stdout
-    assert "it had ended 30.0 s before, nothing known was running" in text
+    assert "it had ended 30.0 s before, and no other is known to have begun" in text
 
 
 async def test_before_the_first_episode_there_is_no_answer_and_the_exit_code_says_so(lonely, past) -> None:

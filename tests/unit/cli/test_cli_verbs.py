@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from api_bench import BETTER, FIRST, NOW, STATE, make_release
 
@@ -191,8 +192,6 @@ async def test_a_stale_decision_exits_1_and_says_why(cli) -> None:
 
 
 async def test_rollback_goes_to_the_last_good_revision_or_to_the_one_that_is_named(cli) -> None:
-    import msgspec
-
     none = await cli("rollback", "cartpole")
     assert none.exit_code == 2
     cli.api.bench.state = msgspec.structs.replace(STATE, stable=BETTER.id, last_good=FIRST.id)
@@ -200,6 +199,12 @@ async def test_rollback_goes_to_the_last_good_revision_or_to_the_one_that_is_nam
     assert cli.api.bench.asked == [("set_desired", FIRST.id, "ada", "worse in the field")]
     assert (await cli("pin", "cartpole", BETTER.id[:8])).exit_code == 0
     assert cli.api.bench.asked[-1][1] == BETTER.id
+
+
+async def test_rollback_goes_further_back_where_the_last_good_revision_is_what_serves(cli) -> None:
+    cli.api.bench.state = msgspec.structs.replace(STATE, stable=BETTER.id, last_good=BETTER.id, good=((FIRST.id, 0), (BETTER.id, 0)))
+    assert (await cli("rollback", "cartpole")).exit_code == 0
+    assert cli.api.bench.asked == [("set_desired", FIRST.id, "ada", "")]
 
 
 async def test_without_a_release_pause_and_resume_are_about_the_agent(cli) -> None:
