@@ -48,6 +48,8 @@ class MqttSection(Section):
     dead_man_ms: Annotated[float, Field(gt=0)] | None = None
     """Without a fresh observation for so long the plant gets the safe action. None: only `observation_timeout` counts."""
     observation_timeout: Seconds = 5.0
+    begin: Literal["agent", "device"] = "agent"
+    """Who begins an episode. What only its device can begin is never part of a pair: releases are decided on single episodes."""
     episode_ticks: Annotated[int, Field(ge=1)] | None = None
     """For a plant that is never reset: after so many ticks an episode ends and the next one begins, in the middle of its life."""
     realtime: bool = False
@@ -59,6 +61,8 @@ class MqttSection(Section):
     @classmethod
     def inconsistencies(cls, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Two paces at once, and times that don't fit into each other."""
+        if table.get("begin") == "device" and table.get("episode_ticks") is not None:
+            yield "episode_ticks", 'not together with begin = "device": it is the agent that cuts an endless plant into episodes'
         rate, deadline, dead_man = (_number(table.get(key)) for key in ("rate_hz", "deadline_ms", "dead_man_ms"))
         if rate is not None and "pace" in table:
             yield "rate_hz", 'not together with pace = "device": either the device asks for each action, or they come at a fixed rate'

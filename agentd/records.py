@@ -415,6 +415,7 @@ class Phase(enum.StrEnum):
 class PairPlan(Record, frozen=True):
     """Two episodes on one device, committed before they are run. `order` is drawn at random; `seed` is shared where the device is seedable.
 
+    Or one: the next that the device begins by itself, whose role was drawn with `probability` for the candidate.
     `reference` and `candidate` are revision ids; the reference is the stable revision of the release.
     """
 
@@ -422,13 +423,14 @@ class PairPlan(Record, frozen=True):
     release: str
     agent: str
     device: str
-    order: tuple[Role, Role]
+    order: tuple[Role, ...]
     reference: str
     candidate: str
     seed: int | None = None
     drawn_at: float = 0.0
     anchored: bool = False
     """The reference is the release's anchor instead of the stable revision."""
+    probability: float | None = None
 
 
 class Pair(Record, frozen=True):

@@ -43,6 +43,7 @@ __all__ = [
     "EnvironmentKind",
     "MqttSection",
     "SpaceSection",
+    "is_unpaired",
     "load_agent",
     "metric_record",
     "parse_duration",
@@ -213,7 +214,8 @@ class ReleaseSection(Section):
     """`[release]`. `margin` is how much worse, as a share of the score's range, `goal = "no_worse"` lets a candidate be.
 
     A fleet is exposed by whole devices: `ramp` has the shares, a step is over after `step_pairs` pairs on each exposed device, and each
-    step has its part of every group of devices that have the same values for the labels in `stratify`.
+    step has its part of every group of devices that have the same values for the labels in `stratify`. Where devices begin their episodes
+    by themselves the candidate gets the share `exposure` of them, drawn one by one, and `max_pairs` and the like count single episodes.
     """
 
     goal: Goal = Goal.BETTER
@@ -226,6 +228,7 @@ class ReleaseSection(Section):
     difference_range: Annotated[float, Field(gt=0, le=1)] = 1.0
     ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_check_ramp)] = (0.05, 0.25, 0.5)
     step_pairs: Annotated[int, Field(ge=1)] = 2
+    exposure: Annotated[float, Field(gt=0, le=0.5)] = 0.5
     stratify: tuple[str, ...] = ()
     max_promotions: Rate = "24/day"
     """Of those that evidence decides: a candidate beyond them waits before its canary. An operator's are not limited."""
@@ -323,6 +326,11 @@ class AgentSpec(Section):
             yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
         if environment.get("kind") == EnvironmentKind.DATASET and "feedback" not in table:
             yield "feedback", 'required for kind "dataset": a function that compares the answer with the reference'
+        if _table(environment, "mqtt").get("begin") == "device" and _table(table, "release").get("goal") == Goal.NO_WORSE:
+            yield (
+                "release.goal",
+                'should be "better" with begin = "device": without pairs there is no anchor, and a margin ratchets down',
+            )
         metrics = table.get("metrics")
         if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table:
             yield "feedback", "required for several metrics: a function that gives (score, text, {name: value})"
@@ -341,6 +349,11 @@ def watch_settings(spec: AgentSpec) -> WatchSettings:
     return WatchSettings(alarm_every=spec.watch.alarm_every, burn_in=spec.watch.burn_in, good_after=spec.watch.good_after)
 
 
+def is_unpaired(spec: AgentSpec) -> bool:
+    """Whether only the devices begin episodes, so that no two of them can be made a pair."""
+    return spec.environment.kind is EnvironmentKind.MQTT and spec.environment.mqtt.begin == "device"
+
+
 def release_settings(spec: AgentSpec) -> ReleaseSettings:
     """The rules that a release of this agent is begun with. Durations in seconds."""
     release, error_rate = spec.release, spec.guardrails.error_rate
@@ -354,6 +367,7 @@ def release_settings(spec: AgentSpec) -> ReleaseSettings:
         ramp=release.ramp,
         step_pairs=release.step_pairs,
         stratify=release.stratify,
+        exposure=release.exposure if is_unpaired(spec) else None,
         alpha=release.alpha,
         prune_after_pairs=release.prune.after_pairs,
         prune_below=release.prune.below,

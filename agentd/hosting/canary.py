@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.hosting.keeper import Keeper
-from agentd.records import Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role
+from agentd.records import Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role, Single
 from agentd.release import fleet, machine
 from agentd.runners.local import DeviceState, LocalRunner
 from agentd.spec import metric_record
@@ -66,29 +66,29 @@ class Canary:
 
     async def _draw(self, release: Release, device: str, runner: LocalRunner) -> None:
         keeper = self._keeper
-        plan = machine.draw_pair(
-            release,
-            id=keeper.new_id(),
-            device=device,
-            seed=keeper.random.getrandbits(31) if self.devices[device].seedable else None,
-            flip=keeper.random.random() < 0.5,
-            at=keeper.clock.time(),
-        )
+        name, now, chance = keeper.new_id(), keeper.clock.time(), keeper.random.random()
+        if release.settings.exposure is not None:
+            plan = machine.draw_single(release, id=name, device=device, chance=chance, at=now)
+        else:
+            seed = keeper.random.getrandbits(31) if self.devices[device].seedable else None
+            plan = machine.draw_pair(release, id=name, device=device, seed=seed, flip=chance < 0.5, at=now)
         await keeper.commit(plan)  # committed before anything is run
         self._open[plan.id] = plan
         await runner.pair(plan, self._lease)
 
     # --- evidence ----------------------------------------------------------------------------------------------------
 
-    def take(self, episode: Episode, feedback: Feedback) -> Pair | LostPair | None:
-        """Take in one half of a pair; with the other half it is evidence, or a pair to draw again."""
+    def take(self, episode: Episode, feedback: Feedback) -> Pair | Single | LostPair | None:
+        """Take in one half of a pair, or a single episode; what is whole is evidence, or to be drawn again."""
         plan = self._open.get(episode.pair or "")
-        if plan is None or episode.purpose is not Purpose.PAIR:
+        if plan is None or episode.purpose not in {Purpose.PAIR, Purpose.UNSOLICITED}:
             return None  # of an earlier life or an ended release: an episode like any other
         halves = self._halves.setdefault(plan.id, {})
         halves[episode.role] = (episode, feedback)
         if episode.outcome is Outcome.LOST and not episode.steps:
             return LostPair(plan.id, f"the plant was lost before the first action: {episode.reason}")
+        if plan.probability is not None:
+            return self._single(plan, plan.probability, episode, feedback)
         if len(halves) < len(Role):
             return None
         reference, reference_feedback = halves[Role.STABLE]
@@ -100,8 +100,6 @@ class Canary:
         return self._pair(plan, reference, reference_feedback, *halves[Role.CANDIDATE])
 
     def _pair(self, plan: PairPlan, reference: Episode, expected: Feedback, candidate: Episode, found: Feedback) -> Pair:
-        aborted = candidate.outcome is Outcome.ABORTED
-        guardrail = GUARDRAILS.get(candidate.reason) if aborted else None
         return Pair(
             id=plan.id,
             release=plan.release,
@@ -111,12 +109,37 @@ class Canary:
             anchored=plan.anchored,
             metrics={metric.name: (_further(metric, reference, expected), _further(metric, candidate, found)) for metric in self._metrics},
             reference_aborted=reference.outcome is Outcome.ABORTED,
-            candidate_aborted=aborted,
-            guardrail=f"{guardrail}: {candidate.error.strip().splitlines()[-1][:300] if candidate.error.strip() else candidate.reason}"
-            if guardrail
-            else "",
+            candidate_aborted=candidate.outcome is Outcome.ABORTED,
+            guardrail=_violated(candidate),
             at=self._keeper.clock.time(),
         )
+
+    def _single(self, plan: PairPlan, probability: float, episode: Episode, feedback: Feedback) -> Single | LostPair:
+        candidate = episode.role is Role.CANDIDATE
+        if feedback.failed and episode.outcome is not Outcome.LOST and not candidate:
+            return LostPair(plan.id, feedback.failed)  # a candidate's scores the minimum, as in a pair
+        self.forget(plan.id)
+        return Single(
+            id=plan.id,
+            release=plan.release,
+            device=plan.device,
+            role=episode.role,
+            probability=probability,
+            score=feedback.normalised,
+            aborted=episode.outcome is Outcome.ABORTED,
+            guardrail=_violated(episode) if candidate else "",
+            at=self._keeper.clock.time(),
+            metrics={metric.name: _further(metric, episode, feedback) for metric in self._metrics},
+        )
+
+
+def _violated(candidate: Episode) -> str:
+    """The guardrail that the candidate violated in this episode, and how; empty if it did not."""
+    guardrail = GUARDRAILS.get(candidate.reason) if candidate.outcome is Outcome.ABORTED else None
+    if guardrail is None:
+        return ""
+    lines = candidate.error.strip().splitlines()
+    return f"{guardrail}: {lines[-1][:300] if lines else candidate.reason}"
 
 
 def _further(metric: Metric, episode: Episode, feedback: Feedback) -> float:

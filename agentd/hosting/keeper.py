@@ -10,13 +10,13 @@ import structlog
 from agentd.clock import Clock
 from agentd.events import EventBus
 from agentd.ids import make_id
-from agentd.records import AgentState, Event, Pair, PairPlan, Proposal, Provenance, Release, Revision, Source
+from agentd.records import AgentState, Event, Pair, PairPlan, Proposal, Provenance, Release, Revision, Single, Source
 from agentd.spec import AgentSpec
 from agentd.store.contract import Store
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-Durable = Source | Revision | Provenance | Release | Proposal | PairPlan | Pair
+Durable = Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single
 
 
 class Keeper:

@@ -76,7 +76,8 @@ def answer_tests(release: Release) -> Mapping[str, BettingTest]:
 
 def has_anchor(release: Release) -> bool:
     """Whether the release also runs against its anchor: only for NO_WORSE, and if the anchor isn't the reference already."""
-    return release.settings.goal is Goal.NO_WORSE and release.anchor not in {None, release.reference, release.candidate}
+    unpaired = release.settings.exposure is not None
+    return not unpaired and release.settings.goal is Goal.NO_WORSE and release.anchor not in {None, release.reference, release.candidate}
 
 
 def count(release: Release, evidence: Pair | Single) -> Release:

@@ -164,6 +164,27 @@ def draw_pair(release: Release, *, id: str, device: str, seed: int | None, flip:
     )
 
 
+def draw_single(release: Release, *, id: str, device: str, chance: float, at: float) -> PairPlan:  # noqa: A002 - as in begin
+    """The role of the next episode that `device` begins by itself; `chance` is drawn by the caller, evenly from [0, 1).
+
+    Raises ReleaseError outside a canary, and for a release that is decided on pairs.
+    """
+    probability = release.settings.exposure
+    if release.phase not in CANARY or probability is None:
+        raise ReleaseError(f"release {release.id} is {release.phase}: it draws no single episodes")
+    return PairPlan(
+        id=id,
+        release=release.id,
+        agent=release.agent,
+        device=device,
+        order=(Role.CANDIDATE if chance < probability else Role.STABLE,),
+        reference=release.reference,
+        candidate=release.candidate,
+        probability=probability,
+        drawn_at=at,
+    )
+
+
 # --- evidence -------------------------------------------------------------------------------------------------------
 
 

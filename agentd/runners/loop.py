@@ -74,7 +74,7 @@ class DeviceLoop:
                 change = control.change
                 missing = rested_at - control.clock.monotonic()
                 hurried = not self._losses and control.pairs.waiting(self._device.id)
-                if not control.paused and self._ready() and (missing <= 0 or hurried):
+                if not control.paused and not control.awaits_devices and self._ready() and (missing <= 0 or hurried):
                     return None
                 changed = asyncio.create_task(change.wait(), name=f"change-{self._device.id}")
                 try:
@@ -102,7 +102,7 @@ class DeviceLoop:
                 if self._control.paused:
                     self._control.drop_pairs((plan,), "the agent was paused")
                     return
-                revision = plan.candidate if role is Role.CANDIDATE else plan.reference
+                revision = _revision(plan, role)
                 if not await self._worker_ready(revision):
                     self._control.drop_pairs((plan,), f"revision {revision[:10]} has no worker")
                     return
@@ -127,8 +127,21 @@ class DeviceLoop:
         return True
 
     async def _unsolicited(self, begun: Begun) -> None:
-        recording = self._episodes.open(self._control.stable or "", Role.STABLE, Purpose.UNSOLICITED)
-        await self._drive(Drive(recording, None, begun.first.tick), begun.first)
+        control, pairs = self._control, self._control.pairs
+        plan = None if control.paused else pairs.take(self._device.id, begun=True)
+        if plan is not None and control.workers.get(_revision(plan, plan.order[0])) is None:  # the device can't wait for it
+            control.drop_pairs((plan,), f"revision {_revision(plan, plan.order[0])[:10]} has no worker")
+            pairs.done(plan)
+            plan = None
+        if plan is None:
+            recording = self._episodes.open(control.stable or "", Role.STABLE, Purpose.UNSOLICITED)
+            await self._drive(Drive(recording, None, begun.first.tick), begun.first)
+            return
+        try:
+            recording = self._episodes.open(_revision(plan, plan.order[0]), plan.order[0], Purpose.UNSOLICITED, pair=plan.id)
+            await self._drive(Drive(recording, None, begun.first.tick), begun.first)
+        finally:
+            pairs.done(plan)
 
     async def _commanded(self, recording: Recording) -> bool:
         """An episode that the runner begins. The policy is ready before the plant: its first answer needn't wait. False if it was lost."""
@@ -242,3 +255,7 @@ class DeviceLoop:
 def _outcome(recording: Recording) -> Outcome:
     """Of an episode that the plant has ended: a recovery in which a policy failed again is no good one."""
     return Outcome.ABORTED if recording.purpose is Purpose.RECOVERY and recording.reason else Outcome.FINISHED
+
+
+def _revision(plan: PairPlan, role: Role) -> str:
+    return plan.candidate if role is Role.CANDIDATE else plan.reference

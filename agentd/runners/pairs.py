@@ -43,13 +43,17 @@ class Pairs:
             queue.append(plan)
 
     def waiting(self, device: str) -> bool:
-        """Whether the device has a plan that may be begun."""
-        return self.valid and bool(self._queued.get(device))
-
-    def take(self, device: str) -> PairPlan | None:
-        """The device's next plan, which is its current one from now on; None where there is none or the lease is over."""
+        """Whether the device has a plan that the runner may begin."""
         queue = self._queued.get(device)
-        if not queue or not self.valid:
+        return self.valid and queue is not None and len(queue) > 0 and queue[0].probability is None
+
+    def take(self, device: str, *, begun: bool = False) -> PairPlan | None:
+        """The device's next plan, which is its current one from now on; None where there is none or the lease is over.
+
+        `begun`: the device has begun an episode by itself; only a plan for a single episode fits that, and that fits nothing else.
+        """
+        queue = self._queued.get(device)
+        if not queue or not self.valid or (queue[0].probability is not None) != begun:
             return None
         plan = self._current[device] = queue.popleft()
         return plan

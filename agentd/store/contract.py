@@ -29,6 +29,7 @@ from agentd.records import (
     Release,
     Revision,
     Role,
+    Single,
     Source,
     Usage,
 )
@@ -145,7 +146,7 @@ class Store(Protocol):
         """The pairs that were drawn for a release (whole id), oldest first."""
         ...
 
-    async def pairs(self, release: str) -> tuple[Pair, ...]:
+    async def pairs(self, release: str) -> tuple[Pair | Single, ...]:
         """The evidence of a release (whole id), oldest first."""
         ...
 

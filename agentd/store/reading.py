@@ -25,6 +25,7 @@ from agentd.records import (
     Release,
     Revision,
     Role,
+    Single,
     Source,
     Usage,
 )
@@ -113,9 +114,13 @@ class Reader:
         table = schema.plans
         return await self._records(PairPlan, select(table.c.content).where(table.c.release == release).order_by(table.c.seq))
 
-    async def pairs(self, release: str) -> tuple[Pair, ...]:
+    async def pairs(self, release: str) -> tuple[Pair | Single, ...]:
         table = schema.pairs
-        return await self._records(Pair, select(table.c.content).where(table.c.release == release).order_by(table.c.seq))
+        rows = await self._rows(select(table.c.content).where(table.c.release == release).order_by(table.c.seq))
+        # one table for both kinds of evidence, in the order of arrival; only a single episode has a role
+        return tuple(
+            unpack(row.content, Single) if "role" in unpack(row.content, dict[str, Any]) else unpack(row.content, Pair) for row in rows
+        )
 
     async def proposal(self, key: str) -> Proposal:
         return await self._find(schema.proposals, Proposal, "proposal", key)

@@ -20,6 +20,7 @@ from agentd.records import (
     Provenance,
     Release,
     Revision,
+    Single,
     Source,
     Step,
     Usage,
@@ -28,7 +29,7 @@ from agentd.records import (
 from agentd.store import schema
 from agentd.store.packing import pack, pack_bytes
 
-Durable: TypeAlias = AgentState | Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Usage | Event
+Durable: TypeAlias = AgentState | Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single | Usage | Event
 """What is committed before anything acts on it."""
 
 Row: TypeAlias = dict[str, Any]
@@ -90,6 +91,7 @@ _ROWS: dict[type, tuple[Table, Callable[[Any], Row]]] = {
     Release: (schema.releases, _release),
     PairPlan: (schema.plans, lambda plan: {"id": plan.id, "release": plan.release}),
     Pair: (schema.pairs, lambda pair: {"id": pair.id, "release": pair.release}),
+    Single: (schema.pairs, lambda single: {"id": single.id, "release": single.release}),
     Usage: (schema.usage, lambda usage: {"agent": usage.agent, "at": usage.at}),
 }
 

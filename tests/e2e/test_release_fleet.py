@@ -67,7 +67,7 @@ class Heater:
 class Heater:
     """A device that is happiest with a power of 1; `worn` from the operator's point of view: not seen before the next observation."""
 
-    def __init__(self, broker: str, name: str, site: str) -> None:
+    def __init__(self, broker: str, name: str, site: str, begin_after: float | None) -> None:
         self.name = name
         self.worn = 0.0
         self.log = []
@@ -78,7 +78,9 @@ class Heater:
             on_reset=lambda seed: [1.0, self.worn],
             on_step=lambda action: ([1.0, self.worn], 1.0 - abs(1.0 - action) / 2.0, False, False, {}),
             fallback=0.0,
-            action_timeout=20.0,
+            action_timeout=20.0 if begin_after is None else 2.0,
+            begin_after=begin_after,
+            max_steps=3,
             step_interval=0.01,
             log=self.log.append,
             labels={"site": site},
@@ -92,13 +94,13 @@ class Heater:
 
 
 @contextlib.asynccontextmanager
-async def fleet_of(broker, count):
+async def fleet_of(broker, count, *, begin_after=None):
     """So many heaters, a fifth of them in the cellar; and the way to add one."""
     heaters = {}
     async with asyncio.TaskGroup() as tasks:
 
         def add(name, site):
-            heaters[name] = heater = Heater(broker, name, site)
+            heaters[name] = heater = Heater(broker, name, site, begin_after)
             tasks.create_task(heater.device.run(), name=name)
 
         for number in range(count):
@@ -108,11 +110,11 @@ async def fleet_of(broker, count):
             heater.device.stop()
 
 
-async def conduct(hosted, count, gain):
+async def conduct(hosted, count, gain, agent=AGENT):
     """A release on a fleet that is there; its id."""
     folder = hosted.agents / "heaters"
     folder.mkdir()
-    (folder / "agent.toml").write_text(AGENT)
+    (folder / "agent.toml").write_text(agent)
     (folder / "controller.py").write_text(CONTROLLER)
     await hosted.start()
 
@@ -180,4 +182,22 @@ async def test_a_ramp_with_two_devices_failing_and_one_joining(hosted, count):
         assert numbers == sorted(numbers)
         assert {0, 1, 2} <= set(numbers)
         assert all(event["data"]["exposed"] and event["data"]["reason"] for event in steps)
+        assert await hosted.stop() == 0
+
+
+async def test_a_fleet_whose_devices_begin_their_episodes_by_themselves_is_decided_on_single_ones(hosted):
+    agent = AGENT.replace("deadline_ms = 2000", 'deadline_ms = 2000\nbegin = "device"')
+    async with fleet_of(hosted.broker, 4, begin_after=0.05) as (heaters, _):
+        release = await conduct(hosted, 4, gain=1.0, agent=agent)
+        ended = await hosted.until_ended(release)
+        assert ended["phase"] == "promoted", ended["reason"]
+        evidence = (await hosted.client.release(release))["evidence"]
+        assert {one["role"] for one in evidence} == {"stable", "candidate"}
+        assert {one["probability"] for one in evidence} == {0.5}
+        assert ended["difference"] == pytest.approx(0.25, abs=0.15)
+        episodes = await hosted.client.episodes("heaters")
+        assert {episode["purpose"] for episode in episodes} == {"unsolicited"}  # nobody was told to begin
+        assert {one["device"] for one in evidence} == set(ended["fleet"])
+        await hosted.until(lambda: all(heater.log[-1].revision == ended["candidate"] for heater in heaters.values()))
+        assert all("safe" not in heater.sources() for heater in heaters.values())
         assert await hosted.stop() == 0
