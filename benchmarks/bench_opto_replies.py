@@ -1,7 +1,8 @@
 """How many broken replies become values: agentd's reader over the corpus of tests/data/replies, beside trace-opt's parser.
 
-    python benchmarks/bench_opto_replies.py [folder of an unpacked trace-opt wheel]
+    python benchmarks/bench_opto_replies.py [folder that holds trace-opt's package `opto`]
 
+Without a folder it takes what `make bench` installs into .venv-peer.
 A reply counts as read where the values are exactly those that were meant, and as wrong where other values come out.
 trace-opt's values are brought to the parameters' types as trace-opt does it: by calling the type of the present value.
 """
@@ -67,9 +68,10 @@ def theirs(optimizer):
 
 
 def trace_opt(folder):
-    sys.path.insert(0, folder)
+    sys.path.append(folder)
     logging.disable(logging.CRITICAL)
-    for name, stand_in in (("graphviz", {"Digraph": None}), ("black", {"format_str": None, "FileMode": None}), ("litellm", {})):
+    stand_ins = {"graphviz": {"Digraph": None}, "black": {"format_str": None, "FileMode": None}, "litellm": {}, "openai": {"OpenAI": None}}
+    for name, stand_in in stand_ins.items():
         sys.modules.setdefault(name, SimpleNamespace(**stand_in))  # imported by its modules, not needed by its parser
     optoprime = importlib.import_module("opto.optimizers.optoprime").OptoPrime
 
@@ -80,8 +82,10 @@ def trace_opt(folder):
 
 def main():
     readers = {"agentd": ours}
-    if len(sys.argv) > 1:
-        readers["trace-opt"] = trace_opt(sys.argv[1])
+    installed = (Path(__file__).parents[1] / ".venv-peer").glob("lib/python*/site-packages/opto")
+    folder = sys.argv[1] if len(sys.argv) > 1 else next((str(package.parent) for package in installed), None)
+    if folder is not None:
+        readers["trace-opt"] = trace_opt(folder)
     complete = [case for case in CORPUS if "values" in case]
     broken = [case for case in CORPUS if "values" not in case]
     print(f"{len(CORPUS)} replies: {len(complete)} whose values are complete, {len(broken)} that must be refused")
