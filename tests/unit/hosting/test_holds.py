@@ -1,0 +1,180 @@
+"""Freeze, quarantine and the rate of promotions, on the real store and without a runner."""
+
+from random import Random
+
+import msgspec
+import pytest
+
+from agentd.events import EventBus
+from agentd.hosting.holds import Holds
+from agentd.hosting.keeper import Keeper
+from agentd.hosting.releases import Releases
+from agentd.records import AgentState, Change, Mode, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Source, make_revision
+from agentd.store import SqlStore
+
+NOW = 1_800_000_000.0
+SOURCE = Source(digest="5" * 64, files={"controller.py": ""}, entrypoint="controller:Controller")
+FIRST, SECOND = make_revision("cartpole", SOURCE.digest, {}), make_revision("cartpole", SOURCE.digest, {"gain": 2.0})
+STATE = AgentState(name="cartpole", source=SOURCE.digest, stable=FIRST.id, mode=Mode.RELEASE)
+
+
+class FixedClock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Bench:
+    """One agent as its keeper knows it. `again` is what a daemon knows after a crash: what is in the store."""
+
+    def __init__(self, spec, state, store, bus) -> None:
+        self.store, self.spec, self.bus, self.clock = store, spec, bus, FixedClock()
+        self.keeper = Keeper(spec, state, store, bus, self.clock, Random(1))
+        self.releases = Releases(self.keeper, self._ended)
+        self.holds = Holds(self.keeper, self.releases)
+
+    async def _ended(self, release) -> None: ...
+
+    async def again(self):
+        return Bench(self.spec, await self.store.agent("cartpole"), self.store, self.bus)
+
+    async def promoted(self, release, at, kind):
+        history = (Change(phase=Phase.PROMOTED, at=at, who="agentd"),)
+        made = Release(
+            id=release,
+            agent="cartpole",
+            proposal="",
+            candidate=SECOND.id,
+            reference=FIRST.id,
+            phase=Phase.PROMOTED,
+            settings=ReleaseSettings(),
+            begun_at=at,
+            ended_at=at,
+            kind=kind,
+            history=history,
+        )
+        await self.store.commit(made)
+
+    async def examine(self):
+        async with self.keeper.deciding:
+            await self.holds.examine()
+        return self.keeper.state.quarantine
+
+    async def kinds(self):
+        return [event.kind for event in await self.store.events("cartpole")]
+
+
+@pytest.fixture
+async def make_bench(tmp_path, make_spec):
+    opened = []
+
+    async def make(**sections):
+        store = await SqlStore.open(f"sqlite:///{tmp_path}/agentd.db")
+        bus = EventBus()
+        opened.extend([bus, store])
+        await store.commit(SOURCE, FIRST, SECOND, STATE)
+        return Bench(make_spec(**sections), STATE, store, bus)
+
+    yield make
+    for resource in opened:
+        await resource.aclose()
+
+
+async def test_a_freeze_is_committed_with_who_and_why_and_the_first_one_stays(make_bench):
+    bench = await make_bench()
+    await bench.holds.freeze(who="ada", reason="a demonstration")
+    await bench.holds.freeze(who="bob", reason="something else")
+    after = await bench.again()
+    assert (after.keeper.state.frozen.who, after.keeper.state.frozen.reason) == ("ada", "a demonstration")
+    assert after.keeper.state.held == "frozen by ada: a demonstration"
+    await after.holds.unfreeze(who="bob")
+    await after.holds.unfreeze(who="bob")
+    assert after.keeper.state.held == ""
+    assert await bench.kinds() == ["agent.frozen", "agent.unfrozen"]
+
+
+async def test_nothing_but_a_probe_is_taken_from_the_queue_while_frozen(make_bench):
+    bench = await make_bench()
+    queue = bench.releases._queue
+    proposal = Proposal(id="p1", agent="cartpole", parent=FIRST.id, values={"gain": 2.0}, algorithm="operator", at=NOW, who="ada")
+    waiting = await bench.releases.propose(proposal)
+    await bench.holds.freeze(who="ada")
+    async with bench.keeper.deciding:
+        assert await queue.take() is None
+        await queue.probe(SECOND.id)
+        assert (await queue.take()).kind is ReleaseKind.PROBE
+    await bench.holds.unfreeze(who="ada")
+    async with bench.keeper.deciding:
+        assert (await queue.take()).id == waiting.id
+
+
+async def test_a_release_that_waits_for_a_person_makes_room_for_a_probe_and_comes_back_after_it(make_bench):
+    bench = await make_bench()
+    releases = bench.releases
+    proposal = Proposal(id="p1", agent="cartpole", parent=FIRST.id, values={"gain": 2.0}, algorithm="operator", at=NOW, who="ada")
+    await releases.propose(proposal)
+    async with bench.keeper.deciding:
+        await releases._take_next()
+        releases.current = msgspec.structs.replace(releases.current, phase=Phase.AWAITING_APPROVAL)
+        waiting = releases.current.id
+        await releases.probe(SECOND.id)
+        await releases._take_next()
+        assert releases.current.kind is ReleaseKind.PROBE
+        assert (await bench.again()).keeper.state.release == releases.current.id
+        releases.current = None
+        await releases._take_next()
+        assert (releases.current.id, releases.current.phase) == (waiting, Phase.AWAITING_APPROVAL)
+
+
+async def test_more_rollbacks_than_allowed_lead_into_quarantine_once_and_lifting_it_forgets_them(make_bench):
+    bench = await make_bench(guardrails={"max_rollbacks": "2/day"})
+    for number in range(2):
+        await bench.promoted(f"probe-{number}", NOW - 100 + number, ReleaseKind.PROBE)
+    assert await bench.examine() is None
+    await bench.promoted("probe-2", NOW - 10, ReleaseKind.PROBE)
+    after = await bench.again()  # as after a crash between the rollback and the quarantine
+    quarantine = await after.examine()
+    assert quarantine.who == "agentd"
+    assert "3 times" in quarantine.reason
+    assert await after.examine() == quarantine
+    assert not after.keeper.state.paused
+    assert await bench.kinds() == ["agent.quarantined"]
+    await after.holds.lift(who="ada", reason="mended")
+    assert await after.examine() is None
+
+
+async def test_rollbacks_that_are_old_enough_do_not_count(make_bench):
+    bench = await make_bench(guardrails={"max_rollbacks": "0/hour"})
+    await bench.promoted("probe", NOW - 3601, ReleaseKind.PROBE)
+    assert await bench.examine() is None
+
+
+async def test_a_safe_quarantine_pauses_the_agent_and_lifting_it_lets_it_run(make_bench):
+    bench = await make_bench(guardrails={"max_rollbacks": "0/day", "quarantine": "safe"})
+    await bench.promoted("probe", NOW - 1, ReleaseKind.PROBE)
+    await bench.examine()
+    assert (await bench.again()).keeper.state.paused
+    await bench.holds.lift(who="ada")
+    assert not (await bench.again()).keeper.state.paused
+
+
+async def test_a_canary_waits_until_the_rate_of_promotions_allows_one_more_and_says_so_once(make_bench):
+    bench = await make_bench(release={"max_promotions": "2/day"})
+    releases = bench.releases
+    await bench.promoted("r1", NOW - 7200, ReleaseKind.PROPOSAL)
+    assert not await releases._too_often()
+    await bench.promoted("r2", NOW - 3600, ReleaseKind.PROPOSAL)
+    assert await releases._too_often()
+    assert await releases._too_often()
+    assert await bench.kinds() == ["release.waits"]
+    proposal = Proposal(id="p1", agent="cartpole", parent=FIRST.id, values={"gain": 2.0}, algorithm="operator", at=NOW, who="ada")
+    await releases.propose(proposal)
+    assert "max_promotions allows 2/day" in releases.waiting
+    bench.clock.now = NOW - 7200 + 86_400
+    assert not await releases._too_often()
+    assert releases.waiting == ""
