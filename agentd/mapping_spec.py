@@ -99,14 +99,16 @@ class MappingSection(Section):
 
 def mapping_mistakes(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(key below `[environment]`, what is expected there) where a mapping doesn't fit the declared spaces."""
-    mqtt = table.get("mqtt")
-    mapping = mqtt.get("mapping") if isinstance(mqtt, Mapping) else None
+    mqtt = section if isinstance(section := table.get("mqtt"), Mapping) else {}
+    mapping = mqtt.get("mapping")
     if not isinstance(mapping, Mapping):
         return
     for key in ("observation_space", "action_space"):
         if not isinstance(table.get(key), Mapping):
             yield key, "required with mqtt.mapping, since the robot can't be asked"
             return
+    if mqtt.get("begin") == "device" and not {"terminated", "truncated"} & set(mapping):
+        yield "mqtt.begin", '"device" needs mapping.terminated or mapping.truncated: nothing else tells where the robot\'s episodes end'
     action, space = mapping.get("action"), table["action_space"]
     if isinstance(action, Mapping):
         yield from _action_mistakes(action, space)

@@ -5,6 +5,7 @@ robot says so, or after `max_steps`; what ends one episode so is what the next b
 """
 
 import asyncio
+import sys
 from typing import Unpack
 
 import aiomqtt
@@ -96,31 +97,41 @@ class MappedDevice(MqttDevice):
     async def reset(self, episode: str, seed: int | None, max_steps: int, purpose: Purpose = Purpose.NORMAL) -> Transition:  # noqa: ARG002 - nobody resets this robot
         """Begin an episode with the robot's next observation, or with one that came a moment ago and that nobody has answered."""
         self._check()
-        self._open(episode)
-        self._last_step = max_steps
-        self._step = -1
         timeout = self._carrier.settings.observation_timeout
         try:
             async with asyncio.timeout(timeout):
-                while self._unclaimed is None:
-                    self._check()
+                while (first := self._claim(episode, max_steps)) is None:
                     await self._wait()
+                    self._check()
         except TimeoutError:
-            self._episode = None
             reason = "silent" if self._carrier.connected else "disconnected"
-            raise PlantLost(f"{self.id} sent no observation in {timeout:g} s", reason=reason) from None
-        reading, arrived_at = self._unclaimed
-        self._forget()
-        self._step = 0
-        self._deliver(reading)
-        first = await self._next()
-        return msgspec.structs.replace(first, reward=None, received_at=arrived_at)
+            raise PlantLost(f"{self.id} sent no usable observation in {timeout:g} s", reason=reason) from None
+        return first
 
     async def begun(self) -> Begun:
-        """Wait for ever, or until the robot is gone: where its episodes begin is the runner's to say."""
+        """The robot's next episode where it is its own to begin; otherwise this waits until the robot is gone."""
+        mine = self._carrier.settings.begin == "device"
         while True:
             self._check()
+            episode = f"{self._carrier.session}-{self._carrier.counters.messages['in']}"
+            first = self._claim(episode, sys.maxsize) if mine else None
+            if first is not None:
+                return Begun(episode, first)
             await self._wait()
+
+    def _claim(self, episode: str, max_steps: int) -> Transition | None:
+        """Begin with what nobody has answered yet. None if there is nothing, or nothing that can be used: that was answered safely."""
+        if self._unclaimed is None:
+            return None
+        reading, arrived_at = self._unclaimed
+        self._forget()
+        self._open(episode)
+        self._last_step, self._step = max_steps, 0
+        self._deliver(reading)
+        if not self._arrivals:
+            self._episode, self._step = None, -1
+            return None
+        return msgspec.structs.replace(self._take(), reward=None, received_at=arrived_at)
 
     async def rest(self, action: Value) -> None:
         """Leave the episode with the safe action."""

@@ -60,9 +60,9 @@ def make_mapped(mosquitto, make_spec):
         "action_space": {"low": -1.0, "high": 1.0, "shape": [1]},
         "safe_action": {"value": [0.0]},
     }
-    spec = make_spec(environment=tables)
 
-    def make():
+    def make(**settings):
+        spec = make_spec(environment=tables | {"mqtt": tables["mqtt"] | settings})
         return make_environment(spec, session="agent-1", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1))
 
     return make
@@ -175,6 +175,9 @@ async def test_a_robot_that_falls_silent_is_lost_and_joins_again_with_its_next_w
         device = await driven(environment, robot)
         with pytest.raises(PlantLost, match="sent no observation"):
             await device.step([0.5], revision="r", safe=False)
+        await robot.say(1.5)
+        assert await robot.hears() == {"motor": 0.5, "stop": False}
+        assert await robot.hears() == {"motor": 0.0, "stop": True}, "nobody drives it any more"
         changes = environment.changes()
         async with asyncio.timeout(10):
             assert await anext(changes) == Left("r1", "silent")
@@ -182,6 +185,38 @@ async def test_a_robot_that_falls_silent_is_lost_and_joins_again_with_its_next_w
             await device.reset("e2", None, 10)
         await robot.say(1.0)
         assert (await joined(environment)).id == "r1"
+
+
+async def test_where_episodes_are_the_robots_own_they_begin_after_their_ends(make_mapped, mosquitto, until):
+    async with make_mapped(begin="device") as environment, rover(mosquitto) as robot:
+        await until(lambda: environment.connected)
+        await robot.say(0.0)
+        device = await joined(environment)
+        begun = await device.begun()
+        assert (begun.first.observation, begun.first.tick) == ([0.0, 0.0], 0)
+        stepping = asyncio.create_task(device.step([0.5], revision="r", safe=False))
+        assert (await robot.hears())["motor"] == 0.5
+        await robot.say(1.0, crashed=True)
+        assert (await stepping).terminated
+        waiting = asyncio.create_task(device.begun())
+        await asyncio.sleep(0)
+        await robot.say(2.0)
+        following = await waiting
+        assert following.episode != begun.episode
+        assert following.first.observation == [2.0, 0.0]
+
+
+async def test_an_episode_does_not_begin_with_what_can_not_be_used(environment, mosquitto):
+    async with rover(mosquitto) as robot:
+        await robot.say(0.0)
+        device = await joined(environment)
+        await robot.hears()
+        resetting = asyncio.create_task(device.reset("e1", None, 10))
+        await asyncio.sleep(0)
+        await robot.say(99.0)
+        assert await robot.hears() == {"motor": 0.0, "stop": True}
+        await robot.say(3.0)
+        assert (await resetting).observation == [3.0, 0.0]
 
 
 async def test_a_reset_of_a_silent_robot_does_not_hang(environment, mosquitto):

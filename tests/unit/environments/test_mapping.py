@@ -177,3 +177,52 @@ def test_a_robot_that_can_not_be_asked_needs_its_spaces_declared(missing):
     del table[missing]
     with pytest.raises(SpecError, match=f"{missing}.*the robot can't be asked"):
         validate(EnvironmentSection, table, "agent.toml")
+
+
+def test_a_robot_that_begins_its_own_episodes_must_say_where_they_end():
+    table = {
+        "kind": "mqtt",
+        "mqtt": {"begin": "device", "mapping": {"observation": {"topic": "a"}, "action": {"topic": "b"}}},
+        "observation_space": {"low": 0.0, "high": 1.0},
+        "action_space": {"discrete": 2},
+        "safe_action": {"value": 0},
+    }
+    with pytest.raises(SpecError, match="nothing else tells where the robot's episodes end"):
+        validate(EnvironmentSection, table, "agent.toml")
+
+
+KEYS = st.sampled_from(
+    [
+        "observation",
+        "action",
+        "topic",
+        "fields",
+        "payload",
+        "format",
+        "values",
+        "reward",
+        "device",
+        "terminated",
+        "discrete",
+        "low",
+        "shape",
+    ]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a.b", "$action", "$action.7", "text", "r/{device}/x", "r/x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, ANYTHING), ANYTHING, ANYTHING)
+def test_whatever_is_written_there_its_mistakes_are_told_and_nothing_breaks(written, observation_space, action_space):
+    table = {
+        "kind": "mqtt",
+        "mqtt": {"mapping": written},
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "safe_action": {"value": 0},
+    }
+    with contextlib.suppress(SpecError):
+        validate(EnvironmentSection, table, "agent.toml")
