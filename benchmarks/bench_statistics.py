@@ -1,6 +1,6 @@
 """What agentd's statistics promise, measured: prints the tables of docs/statistics.md. Seeded; takes a few minutes.
 
-    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares watch cause]
+    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares pruning watch cause]
 
 Thousands of canaries are simulated side by side with numpy; `check` first runs some of them through the real machine and refuses to go on
 if a single one ends differently.
@@ -21,7 +21,7 @@ from agentd.release import machine, watch
 from agentd.release.statistics import BET_LIMIT, BETS, PRIOR_EDGE, PRIOR_VARIANCE, PRIOR_WEIGHT, Null, OnlineAlpha, lower_bound
 
 ALPHA = 0.05
-PAIRS = 200
+PAIRS = ReleaseSettings().max_pairs
 OFF = 10**9
 NEVER = 10**9
 LEVEL, SPREAD = 0.5, 0.1  # of the scores: their mean, and the standard deviation of a paired difference
@@ -287,7 +287,7 @@ def bench_candidates(runs):
         "with default pruning",
         "1/k^2 level",
         "promoted at that",
-        "Mann-Whitney after 200 at our level",
+        f"Mann-Whitney after {PAIRS} at our level",
     ]
     table(f"Power: a candidate better by 5% of the range (paired SD 10%), within {PAIRS} pairs, {runs} runs", header, rows)
 
@@ -381,6 +381,31 @@ def bench_shares(runs):
         rows.append([f"{effect:+.0%}", *shares, f"{np.median([pairs for _, pairs in ends]):.0f}"])
     header = ["difference", "promoted", "pruned", "rejected for harm", "inconclusive", "median pairs"]
     table(f"Shares of outcomes at the shipped defaults, first candidate, paired SD 10% of the range, {runs} runs", header, rows)
+
+
+def bench_pruning(runs):
+    """What the shipped rule costs and gains beside others."""
+    rows = []
+    levels = (OnlineAlpha(ALPHA).level, 0.0024)
+    for after, below, most in ((10, 0.0, 200), (15, 0.0, 200), (20, 0.0, 200), (15, -0.01, 200), (15, 0.0, 300), (20, 0.0, 300)):
+        random = np.random.default_rng(10)
+        settings = ReleaseSettings(prune_after_pairs=after, prune_below=below, max_pairs=most)
+        better, equal, worse = (Canaries.of(gaussian(random, (runs, most), effect), settings) for effect in (0.05, 0.0, -0.05))
+        won = [share([better.end(run, level)[0] == "promoted" for run in range(runs)]) for level in levels]
+        ends = [equal.end(run, levels[0]) for run in range(runs)]
+        pairs = [np.mean([canaries.end(run, levels[0])[1] for run in range(runs)]) for canaries in (equal, worse)]
+        rows.append([after, f"{below:+.0%}", most, *won, share([end == "promoted" for end, _ in ends]), *(f"{mean:.0f}" for mean in pairs)])
+    header = [
+        "after",
+        "below",
+        "max_pairs",
+        "5% better, 1st",
+        "10th and later",
+        "equal promoted",
+        "mean pairs, equal",
+        "mean pairs, 5% worse",
+    ]
+    table(f"Pruning rules: who is promoted, and what the others cost (paired SD 10%), {runs} runs", header, rows)
 
 
 # --- the watch ----------------------------------------------------------------------------------------------------
@@ -526,6 +551,7 @@ BENCHES = {
     "candidates": bench_candidates,
     "lifetime": bench_lifetime,
     "shares": bench_shares,
+    "pruning": bench_pruning,
     "watch": bench_watch,
     "cause": bench_cause,
 }
