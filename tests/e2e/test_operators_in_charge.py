@@ -137,3 +137,27 @@ async def test_a_rollback_over_a_changed_source_goes_back_to_the_pair_that_was_m
     await hosted.until(forward)
     assert "0.6 * position" in await code_of(hosted)
     robot.prove()
+
+
+@pytest.mark.long
+async def test_an_operator_takes_a_fleet_up_its_ramp_step_by_step_or_past_all_of_it(hosted):
+    simulated = {"environment__kind": "gymnasium", "environment__id": "CartPole-v1", "environment__episode_interval": 0.02}
+    ramp = {"release__ramp": [0.25, 0.5, 0.75], "release__step_pairs": 100_000, "release__max_pairs": 100_000}
+    hosted.add_agent(edit=quick(**simulated, **ramp, environment__devices=4, release__prune={"after_pairs": 100_000}))
+    await hosted.start()
+    await hosted.until_good()
+    code = await code_of(hosted)
+    release = await hosted.client.submit("cartpole", {"act": harder(code)})
+    await hosted.until_pairs(release["id"], 1)
+    for exposed in (2, 3):
+        stepped = await hosted.client.promote("cartpole", release["id"], reason="looks good")
+        assert (len(stepped["fleet"]), stepped["ended_at"]) == (exposed, None)
+    ended = await hosted.client.promote("cartpole", release["id"])  # the ramp has no further step
+    assert (ended["phase"], ended["forced"]) == ("promoted", True)
+    steps = await hosted.events("release.step")
+    assert [event["who"] for event in steps] == ["agentd", "operator", "operator"]
+
+    another = await hosted.client.submit("cartpole", {"act": code.replace("10.0 * angle", "12.0 * angle")})
+    await hosted.until_pairs(another["id"], 1)
+    assert (await hosted.client.promote("cartpole", another["id"], full=True))["phase"] == "promoted"
+    assert await refused(hosted.client.promote("cartpole", another["id"])) == (409, "stale-release")
