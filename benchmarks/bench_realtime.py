@@ -398,6 +398,7 @@ async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dic
         "route to first action, p50 ms": round(1000 * quantile(whole, 0.5), 2),
         "route to first action, p99 ms": round(1000 * quantile(whole, 0.99), 2),
         "beyond the rest of the tick, p50 ms": round(1000 * quantile(beyond, 0.5), 2),
+        "beyond the rest of the tick, p90 ms": round(1000 * quantile(beyond, 0.9), 2),
         "beyond the rest of the tick, p99 ms": round(1000 * quantile(beyond, 0.99), 2),
         "by source": dict(collections.Counter(line[2] for line in lines[arguments.rate :])),
     }

@@ -115,6 +115,8 @@ class Runner:
     def _go_first(self) -> None:
         if self._control.mqtt is not None and self._control.mqtt.realtime:
             problem = go_first()
+            if not problem:
+                self._workers.prefer()
             sys.stderr.write(f"{problem or 'SCHED_FIFO: the runner goes first'}\n")
             self._control.happened("runner.realtime", problem or "the runner goes first (SCHED_FIFO)", allowed=not problem)
 

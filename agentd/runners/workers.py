@@ -10,6 +10,7 @@ from agentd.clock import Clock
 from agentd.device import backoff
 from agentd.errors import RunnerError, SandboxError
 from agentd.records import Parameter, Revision, Source
+from agentd.runners.realtime import prefer
 from agentd.sandbox import BrakeWorker, Isolation, Limits, PolicyWorker, Zygote
 
 _LIVED_WELL = 30.0
@@ -57,6 +58,7 @@ class Workers:
         self._slots: dict[str, _Slot] = {}
         self._zygote: Zygote | None = None
         self._zygote_lock = asyncio.Lock()
+        self._preferred = False
 
     @property
     def isolation(self) -> Isolation:
@@ -88,7 +90,15 @@ class Workers:
                 self._on_event("worker.zygote_died", "the process that workers are forked from died and is started again", {})
             if self._zygote is None:
                 self._zygote = await Zygote.start(imports=self._limits.allowed_imports, min_isolation=self._min_isolation)
+                if self._preferred:
+                    prefer(self._zygote.pid)
             return self._zygote
+
+    def prefer(self) -> None:
+        """Let the workers have a larger share of the machine than others, for a runner that goes first."""
+        self._preferred = True
+        if self._zygote is not None:
+            prefer(self._zygote.pid)
 
     async def load(self, source: Source, revision: Revision) -> tuple[Parameter, ...]:
         """Start a worker for `revision`, unless it has one, and return the program's parameters. Raises SandboxError."""
