@@ -91,6 +91,14 @@ def _check_module(name: str) -> str:
     return name
 
 
+def _check_scope(scope: str) -> str:
+    if scope == "code":
+        raise ValueError('should be "agent": the whole program is sandboxed; sandboxing nothing but its code parameters is not built')
+    if scope != "agent":
+        raise ValueError(f'should be "agent", not "{scope}"')
+    return scope
+
+
 def _check_ascending(ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
     low, high = ends
     if low is not None and high is not None and not low < high:
@@ -295,7 +303,8 @@ class SandboxSection(Section):
     """`[sandbox]`."""
 
     min_isolation: Annotated[int, Field(ge=0, le=3)] = 2
-    scope: Literal["agent"] = "agent"
+    scope: Annotated[str, AfterValidator(_check_scope)] = "agent"
+    """What is sandboxed: the whole program."""
     memory_limit: Size = "256MiB"
     step_timeout: Duration = "500ms"
     load_timeout: Duration = "10s"

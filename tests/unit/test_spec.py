@@ -500,3 +500,14 @@ def test_every_ready_agent_is_without_mistakes() -> None:
 def test_a_space_of_the_record_keeps_what_was_declared() -> None:
     assert space_record(SpaceSection(discrete=4)) == Space(kind="discrete", n=4)
     assert space_record(SpaceSection(low=(0.0, 1.0), high=2.0)) == Space(kind="box", shape=(2,), low=(0.0, 1.0), high=2.0)
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [("code", "the whole program is sandboxed"), ("agnet", 'should be "agent", not "agnet"')],
+    ids=["code", "misspelt"],
+)
+def test_a_scope_that_is_not_built_is_refused_before_anything_starts(folder, scope, expected):
+    folder.write("agent.toml", GOOD + f'[sandbox]\nscope = "{scope}"\n')
+    with pytest.raises(SpecError, match=expected):
+        load_agent(folder.path)
