@@ -21,7 +21,7 @@ _SWEEPS = 8
 _STRAIGHT = 8.0  # how much more a lane wants to be straight than a box wants to be near
 _MAX_TITLE = 4_000
 _ARROW = (
-    '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<defs><marker id="agentd-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     '<path d="M0 0L8 4L0 8z" fill="#8a8a8a"/></marker></defs>'
 )
 
@@ -61,7 +61,7 @@ def to_svg(
             path.append(f"C{x1:.0f} {middle:.0f} {x2:.0f} {middle:.0f} {x2:.0f} {y2:.0f}" + f"V{y3:.0f}")
         path[-1] = path[-1].rpartition("V")[0]  # it ends at the box's border
         stroke = colours(graph.nodes[parent])[1]
-        return f'<path d="{"".join(path)}" fill="none" stroke="{stroke}" stroke-opacity=".55" marker-end="url(#a)"/>'
+        return f'<path d="{"".join(path)}" fill="none" stroke="{stroke}" stroke-opacity=".55" marker-end="url(#agentd-arrow)"/>'
 
     parts.extend(edge(parent, index) for index, node in enumerate(graph.nodes) for parent in dict.fromkeys(node.parents))
     for index, node in enumerate(graph.nodes):

@@ -28,6 +28,7 @@ _COLOURS = {
     NodeKind.MESSAGE: ("#deebf6", "#3f78a8"),
     NodeKind.EXCEPTION: ("#fff0c2", "#b07d00"),
 }
+_STYLE = "<style>.agentd-graph text{font:11px sans-serif}.agentd-graph g:hover rect{stroke-width:3}</style>"
 _MAX_FIGURES = 6  # that a node for many ticks shows
 _FOLDED_COLOURS = ("#ffffff", "#8a8a8a")
 
@@ -130,18 +131,19 @@ class Picture:
 
     def to_html(self) -> str:
         """One page with the picture as SVG; values in full on hover; needs nothing from anywhere."""
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Trace graph</title>'
+            f"<style>body{{font-family:sans-serif;margin:1rem}}</style></head><body>{self._repr_html_()}</body></html>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The part of the page that a notebook shows; its style holds for nothing else there. A wide picture is scrolled, not shrunk."""
         svg = to_svg(self.graph, [self._label(index, node) for index, node in enumerate(self.graph.nodes)], _colours, reverse=self._reverse)
         words = f"<p><b>Feedback:</b> {html.escape(self._feedback)}</p>" if self._feedback else ""
         dropped = f"<p>{self.graph.dropped_nodes} nodes were not recorded.</p>" if self.graph.dropped_nodes else ""
         return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Trace graph</title>'
-            "<style>body{font-family:sans-serif;margin:1rem}.graph{overflow-x:auto}"  # a wide one is scrolled, not shrunk
-            "text{font-size:11px}g:hover rect{stroke-width:3}</style></head>"
-            f'<body>{words}{dropped}<div class="graph">{svg}</div></body></html>'
+            f'<div class="agentd-graph">{_STYLE}{words}{dropped}<div style="overflow-x:auto;background:#fff;color:#000">{svg}</div></div>'
         )
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
     def __str__(self) -> str:
         return self.to_dot()

@@ -342,7 +342,16 @@ def test_a_picture_is_saved_by_its_suffix(tmp_path):
     assert made.save(tmp_path / "x.html").read_text().startswith("<!doctype")
     assert made.save(tmp_path / "x.mmd").read_text().startswith("flowchart")
     assert made.save(tmp_path / "x.dot").read_text().startswith("digraph")
-    assert made._repr_html_() == made.to_html()
+
+
+def test_a_notebook_gets_the_part_of_the_page_whose_style_holds_for_nothing_else():
+    made = picture(node(1) + 1)
+    part = made._repr_html_()
+    assert part in made.to_html()
+    assert "<body" not in part
+    selectors = re.findall(r"([^{}<>]+)\{", part[part.index("<style>") : part.index("</style>")])
+    assert selectors
+    assert all(selector.startswith(".agentd-graph ") for selector in selectors)
 
 
 def test_an_empty_graph_has_a_picture():
