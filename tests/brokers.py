@@ -1,6 +1,7 @@
 """Real brokers for tests, and certificates made on the fly."""
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -17,10 +18,15 @@ log_type error
 
 
 def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that no connection is given by chance, while its broker is yet to start or was killed and comes back: those are above 32767.
+
+    Each test's random numbers are seeded alike in every worker; the system's are not.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with contextlib.suppress(OSError), contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Mosquitto:
