@@ -161,3 +161,31 @@ async def test_an_operator_takes_a_fleet_up_its_ramp_step_by_step_or_past_all_of
     await hosted.until_pairs(another["id"], 1)
     assert (await hosted.client.promote("cartpole", another["id"], full=True))["phase"] == "promoted"
     assert await refused(hosted.client.promote("cartpole", another["id"])) == (409, "stale-release")
+
+
+@pytest.mark.long
+async def test_a_new_source_that_turns_out_bad_is_rolled_back_by_the_watch_to_the_old_pair_of_source_and_values(hosted):
+    folder = hosted.add_agent(edit=quick())
+    robot = await hosted.robot()
+    await hosted.start()
+    good = await hosted.until_good()
+    controller = folder / "controller.py"
+    controller.write_text(mirrored(controller.read_text()))
+    await hosted.client.reload()
+    [changed] = await hosted.until(lambda: hosted.events("agent.source_changed"))
+    bad = changed["data"]["revision"]
+
+    async def back():
+        agent = await hosted.agent()
+        return agent["state"] and agent["state"]["stable"] == good and agent["health"] == "degraded"
+
+    await hosted.until(back, limit=55)
+    assert await hosted.events("watch.alarm")
+    [probe] = [release for release in await hosted.client.releases("cartpole") if release["kind"] == "probe"]
+    assert (probe["candidate"], probe["reference"], probe["phase"]) == (good, bad, "promoted")
+    known = len(robot.applied())
+    await hosted.until(lambda: len(robot.since(known)) > 100)
+    assert robot.revisions(known + 50) == {good}
+    assert "lean > 0.0" in await code_of(hosted)
+    assert bad[:10] in (await hosted.agent())["problem"]
+    robot.prove()
