@@ -109,12 +109,21 @@ def split_score(feedback: Any) -> tuple[float, str]:
     value = feedback.data if isinstance(feedback, Node) else feedback
     paired = isinstance(value, tuple) and len(value) == 2
     score, text = value if paired else (value, "")
-    if isinstance(score, bool | int | float) or hasattr(score, "__float__"):
-        if 0.0 <= float(score) <= 1.0:
-            return float(score), str(text)
-        if paired:
-            raise OptimizerError(f"a score is in [0, 1], not {float(score):g}; put other numbers in words")
+    number = _number(score)
+    if number is not None and 0.0 <= number <= 1.0:
+        return number, str(text)
+    if number is not None and paired:
+        raise OptimizerError(f"a score is in [0, 1], not {number:g}; put other numbers in words")
     return math.nan, f"{score} {text}".strip()
+
+
+def _number(value: Any) -> float | None:
+    if not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):  # an array of several
+        return None
 
 
 def _minimal(output: Node[Any]) -> TraceGraph | None:

@@ -6,6 +6,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from agentd.errors import DecodingError, ModelError, OptimizerError, TraceError
@@ -350,8 +351,10 @@ def test_rewards_of_any_size_are_words_as_in_trace_and_scores_only_where_they_ca
     optimizer = OptoPrime([x], llm)
     optimizer.backward(x + 1, -12.5)
     (x + 2).backward(7)
+    (x + 3).backward(np.array([0.5, 0.25]))
     optimizer.step()
     assert "-12.5" in asked(llm)
+    assert "[0.5  0.25]" in asked(llm)
     assert "Score" not in asked(llm)
     with pytest.raises(OptimizerError, match=r"a score is in \[0, 1\], not 7"):
         optimizer.backward(x + 3, (7, "good"))

@@ -46,6 +46,11 @@ async def test_each_context_has_its_own_host():
     assert (len(first.asked), len(second.asked)) == (1, 1)
 
 
+async def test_it_may_be_asked_within_a_running_loop():
+    with hosted(ScriptHost(lambda messages, **_: messages[-1]["content"].upper())):
+        assert operators.call_llm("a", "b").data == "B"
+
+
 def test_an_outage_is_an_error_in_the_graph_that_is_still_the_model_s(monkeypatch):
     def down(messages, **_):
         raise OSError("no route")
