@@ -256,6 +256,8 @@ class Episode(Record, frozen=True):
     session: str = ""
     deadline_misses: int = 0
     trace: bytes | None = None
+    state: Value = None
+    """What the policy went on from at the first tick, where that was no reset (an endless plant): its word, and no more."""
 
     @property
     def safe_actions(self) -> int:

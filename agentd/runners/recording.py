@@ -36,6 +36,7 @@ class Recording:
         self.misses = 0
         self.reason = ""
         self.error = ""
+        self.state: Value = None
         self._agent = agent
         self._session = session
         self._clock = clock
@@ -127,4 +128,5 @@ class Recording:
             session=self._session,
             deadline_misses=self.misses,
             trace=trace,
+            state=self.state,
         )

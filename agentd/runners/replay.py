@@ -28,6 +28,8 @@ async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Ep
     for episode in episodes:
         try:
             await worker.reset(device, f"screen-{episode.id}", episode.seed)
+            if episode.state is not None:
+                await worker.load_state(device, episode.state)
             before: Value = UNCHANGED
             previous: Value | None = None
             for step in episode.steps:

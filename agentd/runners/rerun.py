@@ -38,6 +38,8 @@ async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, 
     previous: Value | None = None
     try:
         await worker.reset(device, f"rerun-{episode.id}", episode.seed)
+        if episode.state is not None:
+            await worker.load_state(device, episode.state)
         for step in episode.steps:
             if not was_asked(step, episode):
                 before, previous, skipped = step.action, None, skipped + 1

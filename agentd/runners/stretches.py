@@ -13,6 +13,7 @@ its release by what it leaves in the integrators of its rival. A stable revision
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -217,6 +218,8 @@ class Stretches:
             return
         if alive and drive.recording.revision == recording.revision:
             switch.keeps = True
+            if current is not None and current.begun:
+                control.spawn(self._note_state(recording, current), f"state-{self._device}")
             return
         role_before = drive.recording.role
         returns = role_before is Role.CANDIDATE or current is None
@@ -239,7 +242,7 @@ class Stretches:
             if not incoming.begun:
                 await incoming.begin()
             switch.handing = True
-            state = await self._state_of(outgoing)
+            state = switch.recording.state = await self._state_of(outgoing)
             if state is None:
                 return None
             try:
@@ -250,12 +253,18 @@ class Stretches:
                     return error
                 message = f"load_state of revision {switch.recording.revision[:10]} raised, it begins afresh: {error}"
                 self._control.happened("handover.refused", message[:500], device=self._device, revision=switch.recording.revision)
+                switch.recording.state = None
                 await incoming.begin()
             else:
                 self._count(HandOver.LOADED)
         except SandboxError as error:
             return error
         return None
+
+    async def _note_state(self, recording: Recording, pilot: Pilot) -> None:
+        """For the record: a replay of an episode in the middle of a life has to begin where that one did."""
+        with contextlib.suppress(ValueError, SandboxError):
+            recording.state = check_state(await pilot.state())
 
     async def _state_of(self, outgoing: Pilot | None) -> Value:
         """The state to go on from, checked: that of a stable policy, or what it handed out last. None where there is none."""

@@ -124,6 +124,9 @@ async def test_a_life_is_cut_in_episodes_that_nobody_feels_and_left_at_the_end_o
     assert all(episode.trace for episode in whole)
     assert whole[1].steps[0].observation == whole[0].final_observation
     assert [step.tick for step in whole[1].steps] == list(range(TICKS))
+    assert whole[1].state == {"count": whole[0].steps[-1].action}
+    report = await daemon.runner.screen(whole[0].revision, tuple(whole[:3]))  # a replay begins where the episode did
+    assert (report.ticks, report.differing, report.errors) == (3 * TICKS, 0, 0)
     await daemon.runner.drain(10.0)
     await until(lambda: daemon.lost)
     assert {episode.outcome for episode in daemon.episodes} == {Outcome.FINISHED}
