@@ -41,7 +41,7 @@ from .connection import (  # relative: this folder can be copied to a robot
     words,
 )
 
-__all__ = ["Applied", "Broker", "Device", "Outcome", "SourceOfAction", "backoff", "connection_arguments"]
+__all__ = ["Applied", "Broker", "Device", "Inbox", "Outcome", "SourceOfAction", "backoff", "connection_arguments"]
 
 _logger = logging.getLogger("agentd.device")
 

@@ -61,6 +61,7 @@ class Wire:
             delivering.cancel()
 
 
+@pytest.mark.long
 async def test_over_a_slow_wire_each_action_still_meets_its_own_tick(mosquitto, serve_cartpole, tmp_path, until):
     wire = Wire(mosquitto.port)
     generator = random.Random(1)
