@@ -343,7 +343,8 @@ def _tests(release: Release) -> Verdict | None:
     harmful = next(((name, test) for name, test in weighing.rejection_tests(release).items() if test.decided), None)
     if harmful:
         name, test = harmful
-        reason = f"harm{name and f' ({name})'}: {_evidence(release, test)}"
+        about = name.removesuffix(" rejects")
+        reason = f"harm{about and f' ({about})'}: {_evidence(release, test)}"
         return _verdict(release, Phase.REJECTED, reason, stage="canary", log_e=test.log_e)
     covered = release.kind is ReleaseKind.PROBE or fleet.is_covered(release)  # both revisions of a probe have served everywhere
     if _superior(release) and release.phase is not Phase.PAUSED and covered:
