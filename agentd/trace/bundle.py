@@ -20,7 +20,7 @@ from agentd.trace.forms import Form, Operator, get_op_name
 from agentd.trace.hidden import outside
 from agentd.trace.modules import Module
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, error_message, message, node, raise_error
-from agentd.trace.source import compile_function, error_comment, signature_of, source_of
+from agentd.trace.source import compile_function, error_comment, locals_around, signature_of, source_of
 
 __all__ = ["BoundFunModule", "ExceptionNode", "ExecutionError", "FunModule", "TraceMissingInputsError", "bundle", "node"]  # as in Trace
 
@@ -51,11 +51,7 @@ def bundle(
     """
     if callable(description) and not isinstance(description, str):  # @bundle without parentheses
         return FunModule(description)
-    captured: dict[str, Any] = {}
-    if trainable:
-        frame = sys._getframe(1)
-        if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function's locals; a module's or class's are reached otherwise
-            captured = dict(frame.f_locals)
+    captured = locals_around(sys._getframe(1)) if trainable else {}
 
     def decorate(function: Any) -> FunModule:
         return FunModule(

@@ -157,6 +157,13 @@ def syntax_error(source: str, error: BaseException) -> TraceError:
     )
 
 
+def locals_around(frame: types.FrameType | None) -> dict[str, Any]:
+    """The local variables of the function in which the frame's code stands, itself or within class bodies; none at a module's level."""
+    while frame is not None and "__qualname__" in frame.f_locals and "__module__" in frame.f_locals:  # a class body
+        frame = frame.f_back
+    return dict(frame.f_locals) if frame is not None and frame.f_code.co_flags & inspect.CO_OPTIMIZED else {}
+
+
 def compile_function(source: str, original: Callable[..., Any], captured: Mapping[str, Any], owner: type | None) -> Callable[..., Any]:
     """`source` as a function in the place of `original`: same globals, same closure, same decorators, its own name bound to itself.
 

@@ -519,6 +519,28 @@ def test_code_below_other_decorators_is_trained_and_stays_decorated():
         bundle(trainable=True)(functools.lru_cache(count._fun.__wrapped__.__wrapped__))
 
 
+def test_a_decorated_method_of_a_local_class_is_trained():
+    step = 10
+
+    def log(function):
+        @functools.wraps(function)
+        def inner(self, *args):
+            return function(self, *args) + step
+
+        return inner
+
+    class Local:
+        @bundle(trainable=True)
+        @log
+        def act(self, x):
+            """Acts."""
+            return x
+
+    first, second = Local(), Local()
+    first.act.parameter._set("def act(self, x):\n    return x * step")
+    assert (first.act(2).data, second.act(2).data) == (30, 12)
+
+
 def test_functions_can_be_bundled_inline_also_lambdas_and_builtins():
     assert bundle()(lambda x: x + 1)(1).data == 2
     assert bundle("[length]")(len)(node([1, 2])).data == 2
