@@ -9,14 +9,14 @@ import typer
 
 from agentd.cli import details, submission
 from agentd.cli import show as views
-from agentd.cli.context import FAILED, GOING_ON, GOOD, Agent, Config, Json, Reason, State, UsageMistake, Where, change, print_json, seconds
+from agentd.cli.context import FAILED, GOING_ON, GOOD, Agent, Json, Reason, UsageMistake, Where, change, print_json, seconds, where_to_ask
 
 if TYPE_CHECKING:
     from agentd.cli.client import Client
 
 ENDED = frozenset({"promoted", "rejected", "pruned", "inconclusive", "aborted", "rolled_back"})
 
-Release = Annotated[str | None, typer.Argument(help="The release's id [the one in progress].")]
+Release = Annotated[str | None, typer.Argument(help="The release's id (default: the one in progress).")]
 Wait = Annotated[
     str | None, typer.Option("--wait", help='Wait so long for the verdict, such as "10m"; exits 0 promoted, 1 not, 4 still going on.')
 ]
@@ -29,15 +29,17 @@ def register(app: typer.Typer) -> None:
     app.command("import", rich_help_panel="Decide")(import_)
 
 
-def propose(agent: Agent, json: Json = False, config: Config = None, state: State = None) -> None:
+@where_to_ask
+def propose(agent: Agent, json: Json = False, *, where: Where) -> None:
     """Ask the optimizer for a proposal now. `agentd events --follow` tells what comes of it."""
 
     async def work(client: "Client") -> int:
         return views.tell(await client.propose(agent), f"the optimizer of {agent} is at work", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
+@where_to_ask
 def submit(
     agent: Agent,
     file: Annotated[Path, typer.Argument(help="Values by parameter path (.toml, .json), or functions (.py).")],
@@ -45,8 +47,7 @@ def submit(
     note: Annotated[str, typer.Option("--note", "-m", help="Why: kept with the proposal.")] = "",
     wait: Wait = None,
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Propose values yourself. They are validated, screened and tried like any other proposal; `promote` forces them past the canary."""
     limit = seconds(wait, "--wait")
@@ -56,9 +57,10 @@ def submit(
         release = await client.submit(agent, values, note=note or written)
         return await _begun(client, release, limit, json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
+@where_to_ask
 def import_(
     agent: Agent,
     file: Annotated[Path, typer.Argument(help="What `agentd export --format json` wrote.")],
@@ -66,8 +68,7 @@ def import_(
     note: Annotated[str, typer.Option("--note", "-m", help="Why: kept with the proposal.")] = "",
     wait: Wait = None,
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Propose the values of an exported revision. They are validated, screened and tried like any other proposal."""
     limit = seconds(wait, "--wait")
@@ -83,7 +84,7 @@ def import_(
         release = await client.submit(agent, values, note=note or f"imported: the values of revision {document.revision}")
         return await _begun(client, release, limit, json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
 async def _begun(client: "Client", release: dict[str, Any], limit: float | None, *, json: bool) -> int:
@@ -120,6 +121,7 @@ async def _in_progress(client: "Client", agent: str) -> str:
     return str(current["id"])
 
 
+@where_to_ask
 def approve(
     agent: Agent,
     release: Release = None,
@@ -129,8 +131,7 @@ def approve(
     ] = False,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Let a release that awaits approval go on to its canary. `agentd show RELEASE` has its changes, reasons and replay."""
 
@@ -142,9 +143,10 @@ def approve(
         decided = await client.decide("approve", agent, chosen, reason=reason)
         return views.tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
+@where_to_ask
 def promote(
     agent: Agent,
     release: Release = None,
@@ -152,8 +154,7 @@ def promote(
     full: Annotated[bool, typer.Option("--full", help="Past all steps of its ramp at once.")] = False,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Force a release on to the next step of its ramp; where no device is left for one, or with --full, past its canary.
 
@@ -166,40 +167,42 @@ def promote(
         ramp = f", on {exposed} devices" if decided["ended_at"] is None and decided["fleet"] else ""
         return views.tell(decided, f"release {decided['id']} is {decided['phase'].replace('_', ' ')}{ramp}", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
-def abort(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
-) -> None:
+@where_to_ask
+def abort(agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, where: Where) -> None:
     """End a release; all devices go back to the stable revision."""
-    _decide("abort", agent, release, reason, Where(config, state), json=json)
+    _decide("abort", agent, release, reason, where, json=json)
 
 
+@where_to_ask
 def retry(
     agent: Agent,
     release: Annotated[str, typer.Argument(help="The id of an ended release.")],
     *,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Try an ended release's proposal again, as a new release."""
-    _decide("retry", agent, release, reason, Where(config, state), json=json)
+    _decide("retry", agent, release, reason, where, json=json)
 
 
+@where_to_ask
 def rollback(
     agent: Agent,
-    revision: Annotated[str | None, typer.Argument(help="The revision to go back to [the last good one before].")] = None,
+    revision: Annotated[str | None, typer.Argument(help="The revision to go back to (default: the last good one before).")] = None,
     *,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Serve an earlier revision from the next episode on."""
+    _serve(agent, revision, reason, where, json=json)
 
+
+def _serve(agent: str, revision: str | None, reason: str, where: Where, *, json: bool) -> None:
     async def work(client: "Client") -> int:
         current = (await client.agent(agent))["state"] or {}
         known_good = [current.get("last_good"), *(found for found, _ in reversed(current.get("good", [])))]
@@ -209,17 +212,17 @@ def rollback(
         status = await client.set_desired(agent, target, reason=reason)
         return views.tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
+@where_to_ask
 def pin(
     agent: Agent,
     revision: Annotated[str, typer.Argument(help="The revision's id, or its beginning.")],
     *,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Serve this revision from the next episode on, whatever served before."""
-    rollback(agent, revision, reason=reason, json=json, config=config, state=state)
+    _serve(agent, revision, reason, where, json=json)

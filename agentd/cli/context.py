@@ -1,7 +1,9 @@
 """What the verbs share: their options, where the daemon is, how they end."""
 
 import asyncio
+import functools
 import getpass
+import inspect
 import json
 import os
 import sys
@@ -22,8 +24,8 @@ JsonObject = dict[str, Any]
 
 GOOD, FAILED, USAGE, UNREACHABLE, GOING_ON = 0, 1, 2, 3, 4
 
-Config = Annotated[Path | None, typer.Option("--config", help="The daemon's agentd.toml [AGENTD_CONFIG, else ./agentd.toml].")]
-State = Annotated[Path | None, typer.Option("--state", help="The daemon's state directory [its setting].")]
+Config = Annotated[Path | None, typer.Option("--config", help="The daemon's agentd.toml (default: AGENTD_CONFIG, else ./agentd.toml).")]
+State = Annotated[Path | None, typer.Option("--state", help="The daemon's state directory (default: its setting).")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Read this store (URL or SQLite file); no daemon is asked.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many, the newest.")]
@@ -92,6 +94,30 @@ class Where:
         from agentd.cli.client import Client  # noqa: PLC0415 - httpx is slow to import
 
         return Client.from_state(self.settings().state_directory, who=who())
+
+
+def where_to_ask(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options --config and --state, which it gets as `where`."""
+    return _located(verb, {"config": Config, "state": State})
+
+
+def where_to_read(verb: Callable[..., None]) -> Callable[..., None]:
+    """As `where_to_ask`, with --store beside them: the verb can do without a daemon."""
+    return _located(verb, {"config": Config, "state": State, "store": StoreOption})
+
+
+def _located(verb: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
+    @functools.wraps(verb)
+    def located(**values: Any) -> None:
+        where = Where(**{name: values.pop(name, None) for name in options})
+        verb(**values, where=where)
+
+    # typer makes its options from the signature: `where` is replaced by what it is made from
+    shown = [parameter for parameter in inspect.signature(verb).parameters.values() if parameter.name != "where"]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in options.items()]
+    located.__signature__ = inspect.Signature([*shown, *added])  # type: ignore[attr-defined] # what inspect.signature looks for
+    located.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shown, *added)}
+    return located
 
 
 def who() -> str:

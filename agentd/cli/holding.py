@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentd.cli import show as views
-from agentd.cli.context import Agent, Config, Json, Reason, State, UsageMistake, Where, change
+from agentd.cli.context import Agent, Json, Reason, UsageMistake, Where, change, where_to_ask
 
 if TYPE_CHECKING:
     from agentd.cli.client import Client
@@ -21,18 +21,16 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel="Decide")(verb)
 
 
-def pause(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
-) -> None:
+@where_to_ask
+def pause(agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, where: Where) -> None:
     """Pause an agent: no more episodes, the plant stays in its safe state. With a release: draw no more of its pairs."""
-    _pause_or_resume("pause", agent, release, reason, Where(config, state), json=json)
+    _pause_or_resume("pause", agent, release, reason, where, json=json)
 
 
-def resume(
-    agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None
-) -> None:
+@where_to_ask
+def resume(agent: Agent, release: Release = None, *, reason: Reason = "", json: Json = False, where: Where) -> None:
     """Go on after `pause`, with the agent or with its release."""
-    _pause_or_resume("resume", agent, release, reason, Where(config, state), json=json)
+    _pause_or_resume("resume", agent, release, reason, where, json=json)
 
 
 def _pause_or_resume(verb: str, agent: str, release: str | None, reason: str, where: Where, *, json: bool) -> None:
@@ -46,15 +44,8 @@ def _pause_or_resume(verb: str, agent: str, release: str | None, reason: str, wh
     change(where, work)
 
 
-def freeze(
-    agent: Which = None,
-    *,
-    all_: All = False,
-    reason: Reason = "",
-    json: Json = False,
-    config: Config = None,
-    state: State = None,
-) -> None:
+@where_to_ask
+def freeze(agent: Which = None, *, all_: All = False, reason: Reason = "", json: Json = False, where: Where) -> None:
     """Let no proposal, release or promotion begin or go on. The agent goes on serving; the watch may still roll it back."""
     name = _one_or_all(agent, everyone=all_)
 
@@ -62,18 +53,11 @@ def freeze(
         found = await client.freeze(name, reason=reason)
         return views.tell(found, f"frozen: {', '.join(status['name'] for status in found) or 'no agent is hosted'}", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
-def unfreeze(
-    agent: Which = None,
-    *,
-    all_: All = False,
-    reason: Reason = "",
-    json: Json = False,
-    config: Config = None,
-    state: State = None,
-) -> None:
+@where_to_ask
+def unfreeze(agent: Which = None, *, all_: All = False, reason: Reason = "", json: Json = False, where: Where) -> None:
     """Go on after `freeze`: what was in progress is in progress again."""
     name = _one_or_all(agent, everyone=all_)
 
@@ -81,7 +65,7 @@ def unfreeze(
         found = await client.unfreeze(name, reason=reason)
         return views.tell(found, f"not frozen: {', '.join(status['name'] for status in found) or 'no agent is hosted'}", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
 def _one_or_all(agent: str | None, *, everyone: bool) -> str | None:
@@ -90,7 +74,8 @@ def _one_or_all(agent: str | None, *, everyone: bool) -> str | None:
     return agent
 
 
-def unquarantine(agent: Agent, *, reason: Reason = "", json: Json = False, config: Config = None, state: State = None) -> None:
+@where_to_ask
+def unquarantine(agent: Agent, *, reason: Reason = "", json: Json = False, where: Where) -> None:
     """Let an agent that rolled back too often release again. Its rollbacks so far no longer count."""
 
     async def work(client: "Client") -> int:
@@ -99,4 +84,4 @@ def unquarantine(agent: Agent, *, reason: Reason = "", json: Json = False, confi
         found = await client.unquarantine(agent, reason=reason)
         return views.tell(found[0], f"{agent} may release again", json=json)
 
-    change(Where(config, state), work)
+    change(where, work)

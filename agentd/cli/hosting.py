@@ -25,7 +25,7 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the summary instead of serving until Ctrl-C.")] = False,
     model: Annotated[list[str] | None, typer.Option(help="A litellm model name; again for the next in preference. None: search.")] = None,
     json: Json = False,
-    state: Annotated[Path | None, typer.Option(help="Where its state is kept [a new folder in the temporary one].")] = None,
+    state: Annotated[Path | None, typer.Option(help="Where its state is kept (default: a new folder in the temporary one).")] = None,
 ) -> None:
     """Watch a robot break and agentd recover, in about two minutes: no account, no network, no broker."""
     if change not in CHANGES:
@@ -40,7 +40,7 @@ def run(
     *,
     config: Config = None,
     state: State = None,
-    agents: Annotated[Path | None, typer.Option(help="The agents directory [its setting].")] = None,
+    agents: Annotated[Path | None, typer.Option(help="The agents directory (default: its setting).")] = None,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reads the agents directory again."""
     from agentd.settings import load_settings  # noqa: PLC0415 - pydantic-settings is slow to import
@@ -56,7 +56,7 @@ def run(
 
 
 def check(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Agent folders [those of the agents directory].")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Agent folders (default: those of the agents directory).")] = None,
     *,
     json: Json = False,
     config: Config = None,
@@ -98,7 +98,7 @@ def init(
     guide: Annotated[str, typer.Option(help="The function that judges: of (answer, reference), (input, answer, reference) or (episode).")],
     data: Annotated[Path, typer.Option(help='The cases: JSON lines such as {"input": ..., "reference": ...}.')],
     folder: Annotated[Path, typer.Option("--folder", help="Where the program is.")] = Path(),
-    name: Annotated[str, typer.Option(help="The agent's name [the module's].")] = "",
+    name: Annotated[str, typer.Option(help="The agent's name (default: the module's).")] = "",
     arg: Annotated[list[str] | None, typer.Option(help="An argument of the class, as name=value; again for the next.")] = None,
     input: Annotated[str, typer.Option(help="The key of a case's input.")] = "input",  # noqa: A002 - the option's name
     reference: Annotated[str, typer.Option(help="The key of what the guide compares with.")] = "reference",
@@ -122,7 +122,9 @@ def optimize(
     agent: Annotated[str, typer.Argument(help="An agent's folder, or its name in the agents directory.")],
     *,
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, help="End after so many proposals.")] = 10,
-    model: Annotated[list[str] | None, typer.Option(help="A litellm model name; again for the next in preference [agent.toml's].")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A litellm model name; again for the next in preference (default: agent.toml's).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes episode seeds, pair order and the optimizer's generator.")] = None,
     json: Json = False,
     config: Config = None,

@@ -12,11 +12,8 @@ from agentd.cli import show as views
 from agentd.cli.context import (
     GOOD,
     Agent,
-    Config,
     Json,
     Limit,
-    State,
-    StoreOption,
     UsageMistake,
     Where,
     change,
@@ -24,6 +21,8 @@ from agentd.cli.context import (
     print_json,
     printable,
     seconds,
+    where_to_ask,
+    where_to_read,
 )
 from agentd.errors import NotFound
 
@@ -44,15 +43,14 @@ def _read(where: Where, work: Callable[[Any], Awaitable[int]]) -> None:
     finish(reading)
 
 
+@where_to_read
 def status(
     agent: Annotated[str | None, typer.Argument(help="One agent, in detail.")] = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until no agent is starting and no release is in progress.")] = False,
     timeout: Annotated[str | None, typer.Option("--timeout", help='Watch at most so long, such as "10m"; then exit 4.')] = None,
     json: Json = False,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    where: Where,
 ) -> None:
     """What runs, and how well. Exits 1 if an agent has failed or is in quarantine, or a folder can't be loaded; 4 while one is starting.
 
@@ -62,9 +60,9 @@ def status(
     if limit is not None and not watch:
         raise typer.BadParameter("goes with --watch only", param_hint="--timeout")
     if watch:
-        if store is not None:
+        if where.store is not None:
             raise typer.BadParameter("a store can't be watched; leave out one of --watch and --store", param_hint="--watch")
-        change(Where(config, state), lambda client: watching.watch(client, agent, limit, json=json))
+        change(where, lambda client: watching.watch(client, agent, limit, json=json))
 
     async def work(reader: Any) -> int:
         out = views.console()
@@ -76,7 +74,7 @@ def status(
         print_json(whole) if json else _print_whole(out, whole)
         return watching.exit_code(whole["agents"], whole["broken"])
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
 def _print_whole(out: Console, whole: Any) -> None:
@@ -92,7 +90,8 @@ def _print_whole(out: Console, whole: Any) -> None:
             out.print(views.text(f"{item['name']}: {held}", "cyan"))
 
 
-def agents(json: Json = False, config: Config = None, state: State = None, store: StoreOption = None) -> None:
+@where_to_read
+def agents(json: Json = False, *, where: Where) -> None:
     """All agents, a line each."""
 
     async def work(reader: Any) -> int:
@@ -100,10 +99,11 @@ def agents(json: Json = False, config: Config = None, state: State = None, store
         print_json(found) if json else views.console().print(views.agents_table(found))
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
-def devices(agent: Agent, json: Json = False, config: Config = None, state: State = None) -> None:
+@where_to_ask
+def devices(agent: Agent, json: Json = False, *, where: Where) -> None:
     """The devices that an agent drives now."""
 
     async def work(reader: Any) -> int:
@@ -112,12 +112,11 @@ def devices(agent: Agent, json: Json = False, config: Config = None, state: Stat
         print_json(found) if json else views.console().print(views.table(("device", "status"), rows))
         return GOOD
 
-    _read(Where(config, state), work)
+    _read(where, work)
 
 
-def history(
-    agent: Agent, *, json: Json = False, limit: Limit = 50, config: Config = None, state: State = None, store: StoreOption = None
-) -> None:
+@where_to_read
+def history(agent: Agent, *, json: Json = False, limit: Limit = 50, where: Where) -> None:
     """The releases of an agent, newest first: verdict, evidence, who, when, why."""
 
     async def work(reader: Any) -> int:
@@ -125,15 +124,15 @@ def history(
         print_json(found) if json else views.console().print(views.releases_table(found))
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
+@where_to_read
 def show(
     name: Annotated[str, typer.Argument(metavar="AGENT|RELEASE|REVISION|EPISODE", help="A name, an id, or the beginning of one.")],
     json: Json = False,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    *,
+    where: Where,
 ) -> None:
     """An agent with its parameters, a release with its evidence, a revision, or an episode."""
 
@@ -142,9 +141,10 @@ def show(
         print_json(found) if json else details.print_details(kind, found)
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
+@where_to_read
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A revision, an agent (its stable revision) or `source`.")],
     second: Annotated[
@@ -152,9 +152,7 @@ def diff(
     ] = None,
     *,
     json: Json = False,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    where: Where,
 ) -> None:
     """What differs in parameters: `diff AGENT` shows what was learned, `diff A B` compares two revisions."""
 
@@ -175,9 +173,10 @@ def diff(
                 rebasing.print_conflict(out, conflict)
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
+@where_to_read
 def episodes(
     agent: Agent,
     *,
@@ -185,9 +184,7 @@ def episodes(
     revision: Annotated[str | None, typer.Option("--revision", help="Only of this revision.")] = None,
     json: Json = False,
     limit: Limit = 30,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    where: Where,
 ) -> None:
     """The episodes of an agent, newest first."""
     if role not in {None, "stable", "candidate"}:
@@ -198,17 +195,16 @@ def episodes(
         print_json(found) if json else views.console().print(views.episodes_table(found))
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
+@where_to_read
 def trace(
     episode: Annotated[str, typer.Argument(help="An episode's id, or an agent's name for its newest traced one.")],
     *,
     everything: Annotated[bool, typer.Option("--all", help="Every tick.")] = False,
     json: Json = False,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    where: Where,
 ) -> None:
     """Why an episode went as it did: what the program computed, tick by tick."""
 
@@ -233,10 +229,11 @@ def trace(
         out.print(views.text(f"{found['outcome']}; score {score}; {judged.get('text') or found['error'] or found['reason']}", "bold"))
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)
 
 
-def logs(agent: Agent, json: Json = False, limit: Limit = 200, config: Config = None, state: State = None) -> None:
+@where_to_ask
+def logs(agent: Agent, json: Json = False, limit: Limit = 200, *, where: Where) -> None:
     """What the agent's programs printed and logged, oldest first. Kept by the daemon, so it must run."""
 
     async def work(reader: Any) -> int:
@@ -248,21 +245,20 @@ def logs(agent: Agent, json: Json = False, limit: Limit = 200, config: Config = 
                 typer.echo(printable(line))
         return GOOD
 
-    _read(Where(config, state), work)
+    _read(where, work)
 
 
+@where_to_read
 def events(
     agent: Annotated[str | None, typer.Argument(help="Only this agent's.")] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens; the daemon must run.")] = False,
     json: Json = False,
     limit: Limit = 50,
-    config: Config = None,
-    state: State = None,
-    store: StoreOption = None,
+    where: Where,
 ) -> None:
     """What happened, oldest first. With --json --follow: one JSON document a line."""
-    if follow and store is not None:
+    if follow and where.store is not None:
         raise typer.BadParameter("a store can't be followed; leave out one of --follow and --store")
 
     async def work(reader: Any) -> int:
@@ -287,4 +283,4 @@ def events(
                 tell(event)
         return GOOD
 
-    _read(Where(config, state, store), work)
+    _read(where, work)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from agentd.cli import differences, show
-from agentd.cli.context import GOING_ON, GOOD, Agent, Config, Json, Reason, State, UsageMistake, Where, change, print_json
+from agentd.cli.context import GOING_ON, GOOD, Agent, Json, Reason, UsageMistake, Where, change, print_json, where_to_ask
 
 if TYPE_CHECKING:
     from agentd.cli.client import Client
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Decide")(rebase)
 
 
+@where_to_ask
 def rebase(
     agent: Agent,
     *,
@@ -30,8 +31,7 @@ def rebase(
     take_all: Annotated[bool, typer.Option("--take-all", help="Take all that --keep does not name.")] = False,
     reason: Reason = "",
     json: Json = False,
-    config: Config = None,
-    state: State = None,
+    where: Where,
 ) -> None:
     """Settle conflicts between what was learned and a changed source. On a terminal and without options it asks for each.
 
@@ -54,7 +54,7 @@ def rebase(
         answer = await client.rebase(agent, keep=chosen[0], take=chosen[1], reason=reason) if any(chosen) else {"conflicts": conflicts}
         return _tell(agent, answer, json=json)
 
-    change(Where(config, state), work)
+    change(where, work)
 
 
 def _chosen(

@@ -145,3 +145,11 @@ async def test_rebase_without_conflicts_has_nothing_to_do(cli) -> None:
     result = await cli("rebase", "cartpole")
     assert result.exit_code == 0
     assert "no conflicts" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("rollback", "the last good one before"), ("approve", "the one in progress"), ("status", "its setting")]
+)
+async def test_help_tells_what_is_meant_where_nothing_is_given(cli, verb, words) -> None:
+    shown = " ".join((await cli(verb, "--help", state=False)).stdout.replace("│", " ").split())
+    assert words in shown
