@@ -134,6 +134,9 @@ class EnvironmentSection(Section):
     entrypoint: str | None = None
     """Python only: a class with `reset` and `step`, or a function of the action (agentd.environments.python)."""
     args: dict[str, Any] = Field(default_factory=dict)
+    seed_with: str | None = None
+    """Gymnasium only: a method of the environment, such as "seed", that is called with the seed before each `reset(seed)`. For those that
+    draw something before `reset` has seeded them, as Meta-World does its task: without it the two episodes of a pair differ."""
     devices: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many copies of an environment in the runner's process run side by side."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
@@ -190,6 +193,8 @@ def _kind_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[
             yield key, f'required for kind "{kind}": {wanted}'
         elif kind in list(EnvironmentKind) and kind != owner and key in table:
             yield key, f'only for kind "{owner}"'
+    if kind in list(EnvironmentKind) and kind != EnvironmentKind.GYMNASIUM and table.get("seed_with") is not None:
+        yield "seed_with", 'only for kind "gymnasium"'
     if kind == EnvironmentKind.MQTT:
         if safe_value is None:
             yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'

@@ -28,7 +28,13 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         if section.id is None:
             raise PlantError("[environment] id is missing: the name of a Gymnasium environment")
         return GymnasiumEnvironment(
-            section.id, args=section.args, devices=section.devices, max_steps=section.max_steps, safe_action=safe_action, clock=clock
+            section.id,
+            args=section.args,
+            devices=section.devices,
+            max_steps=section.max_steps,
+            seed_with=section.seed_with,
+            safe_action=safe_action,
+            clock=clock,
         )
     spaces = (space_record(section.observation_space), space_record(section.action_space))
     if section.kind is EnvironmentKind.DATASET:

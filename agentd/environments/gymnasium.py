@@ -4,8 +4,8 @@ An observation is handed over without a pace of its own; a slow simulation holds
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,8 +20,16 @@ from agentd.records import Purpose, Space, Value
 class GymnasiumDevice(InProcessDevice):
     """One copy of the environment."""
 
-    def __init__(self, id: str, plant: Any, spaces: tuple[Space, Space], clock: Clock) -> None:  # noqa: A002 - the contract's name
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        plant: Any,
+        spaces: tuple[Space, Space],
+        clock: Clock,
+        seed: Callable[[int], Any] = lambda _: None,
+    ) -> None:
         super().__init__(id)
+        self._seed = seed
         self._plant = plant
         self._observation_space, self._action_space = spaces
         self._clock = clock
@@ -33,6 +41,8 @@ class GymnasiumDevice(InProcessDevice):
         self._tick = 0
         self._max_steps = max_steps
         try:
+            if seed is not None:
+                self._seed(seed)
             observation, info = self._plant.reset(seed=seed)
         except Exception as error:
             raise PlantError(f"{self.id}: reset raised {error!r}") from error
@@ -88,6 +98,7 @@ class GymnasiumEnvironment(InProcessEnvironment):
         max_steps: int,
         safe_action: Value,
         clock: Clock,
+        seed_with: str | None = None,
     ) -> None:
         plants = [_make(id, args, max_steps) for _ in range(devices)]
         spaces = (from_gymnasium(plants[0].observation_space), from_gymnasium(plants[0].action_space))
@@ -95,8 +106,25 @@ class GymnasiumEnvironment(InProcessEnvironment):
             safe_action = safe_default(spaces[1]) if safe_action is None else fit(spaces[1], safe_action)
         except ValueError as error:
             raise PlantError(f"the safe action is not in the action space of {id}: {error}") from error
-        copies = [GymnasiumDevice(f"sim-{number}", plant, spaces, clock) for number, plant in enumerate(plants, 1)]
+        seeds = [_seeding(plant, seed_with) for plant in plants]
+        copies = [
+            GymnasiumDevice(f"sim-{number}", plant, spaces, clock, seed)
+            for number, (plant, seed) in enumerate(zip(plants, seeds, strict=True), 1)
+        ]
         super().__init__(copies, spaces, safe_action)
+
+
+def _seeding(plant: Any, name: str | None) -> Callable[[int], Any]:
+    """The method that seeds what `reset` would seed too late; of the outermost wrapper that has one."""
+    if name is None:
+        return lambda _: None
+    try:
+        method = plant.get_wrapper_attr(name)
+    except AttributeError:
+        method = None
+    if not callable(method):
+        raise PlantError(f"[environment] seed_with: {plant.spec.id} has no method {name!r}")
+    return cast("Callable[[int], Any]", method)
 
 
 def _make(id: str, args: Mapping[str, Any], max_steps: int) -> Any:  # noqa: A002 - Gymnasium's word

@@ -119,6 +119,7 @@ def test_what_a_release_asks_of_each_metric_becomes_its_rules(folder) -> None:
         ('[release]\ngoal = "no_worse"\nmargin = 0.5\ndifference_range = 0.3\n', "release.margin", "less than difference_range"),
         ("[release]\nramp = [0.5, 0.25]\n", "release.ramp", "larger than the one before"),
         ("[release]\nramp = []\n", "release.ramp", "larger than the one before"),
+        ('[environment.mqtt]\nbegin = "device"\nepisode_ticks = 5\n', "environment.mqtt.episode_ticks", "not together with begin"),
         ('[[metrics]]\nname = "b"\nmargin = 0.5\ndifference_range = 0.3\n', "metrics[1].margin", "less than difference_range"),
     ],
 )
@@ -133,6 +134,20 @@ def test_a_spec_that_was_written_out_for_a_runner_is_read_as_the_same(folder) ->
         folder.append(text)
         spec, _ = folder.load()
         assert AgentSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+def test_a_seeding_method_is_only_for_gymnasium(folder) -> None:
+    folder.edit('kind = "gymnasium"\nid = "CartPole-v1"', 'kind = "python"\nentrypoint = "controller:CartPole"\nseed_with = "seed"')
+    assert folder.mistakes()["environment.seed_with"] == 'only for kind "gymnasium"'
+
+
+def test_where_devices_begin_their_episodes_releases_are_decided_on_single_ones(folder) -> None:
+    folder.edit('kind = "gymnasium"\nid = "CartPole-v1"', 'kind = "mqtt"\nsafe_action = { value = 0 }\naction_space = { discrete = 2 }')
+    assert release_settings(folder.load()[0]).exposure is None
+    folder.append('[environment.mqtt]\nbegin = "device"\n[release]\nexposure = 0.2\n')
+    assert release_settings(folder.load()[0]).exposure == 0.2
+    folder.edit("exposure = 0.2", 'goal = "no_worse"\nmargin = 0.1')
+    assert "no anchor" in folder.mistakes()["release.goal"]
 
 
 def test_the_score_s_rules_belong_to_the_release_and_several_metrics_need_a_judge(folder) -> None:
