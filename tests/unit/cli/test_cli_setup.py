@@ -151,3 +151,22 @@ def test_run_refuses_wrong_settings_with_every_mistake_and_exits_2(tmp_path: Pat
     assert answer.exit_code == 2
     assert "http_port" in answer.stderr
     assert 'did you mean "models"' in answer.stderr
+
+
+def test_check_says_what_isolates_workers_here(tmp_path: Path) -> None:
+    invoke("new", "mine", "--into", str(tmp_path))
+    _, findings = check(tmp_path, str(tmp_path / "mine"))
+    told = [finding["message"] for finding in findings if finding["subject"] == "isolation"]
+    assert "this machine gives level" in told[0]
+    assert "rlimits" in told[0]
+    assert any("cgroup" in message for message in told)
+
+
+def test_check_tells_mistakes_in_a_brokers_address_and_no_password(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AGENTD_BROKER_URL", "mqtt://arm:s3cret@127.0.0.1:9?colour=red&protocol=4")
+    invoke("new", "robot", "--template", "cartpole", "--into", str(tmp_path))
+    _, findings = check(tmp_path, str(tmp_path / "robot"))
+    (told,) = [message for message in bad(findings) if message.startswith("broker ")]
+    assert "knows no option colour" in told
+    assert "protocol should be 3.1.1 or 5" in told
+    assert "s3cret" not in json.dumps(findings)
