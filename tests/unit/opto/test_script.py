@@ -453,6 +453,11 @@ def test_several_answers_at_falling_temperatures_of_which_a_selector_takes_one(a
     assert optimizer.selected_candidate == {x: 5.0}
     assert [round(request.temperature, 2) for request in llm.requests] == [0.9, 0.5, 0.5, 0.1]
 
+    llm = answers(suggest(x=6.0), suggest(x=7.0), suggest(x=6.5))
+    optimizer = OptoPrime([x], llm, samples=2, select="model")
+    (x + 1).backward("larger")
+    assert optimizer.step() == {x: 6.5}, "what the model makes of both"
+
     llm = answers(suggest(x=6.0), suggest(x=8.0))
     optimizer = OptoPrimeMulti([x], llm)
     (x + 1).backward("larger")
