@@ -6,6 +6,7 @@ tried before, where they decided otherwise.
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -23,17 +24,22 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 STEPS = 500
 """Recorded steps of an episode that are replayed: enough to see where decisions part, in bounded time."""
+SECONDS = 10.0
+"""In which values are replayed; what was seen by then is what is told. The optimizer's own time runs meanwhile."""
 _VALUE = 120
 
 
 class Replay:
     """The Screen of one proposal. `episodes` are those of its problems, in their order: case 1, case 2 and so on."""
 
-    def __init__(self, runner: LocalRunner, source: Source, context: OptimizerContext, episodes: Sequence[Episode]) -> None:
+    def __init__(
+        self, runner: LocalRunner, source: Source, context: OptimizerContext, episodes: Sequence[Episode], *, seconds: float = SECONDS
+    ) -> None:
         self._runner = runner
         self._source = source
         self._context = context
         self._episodes = tuple(msgspec.structs.replace(episode, steps=episode.steps[:STEPS]) for episode in episodes)
+        self._seconds = seconds
         self._one_at_a_time = asyncio.Lock()
         self._numbers = itertools.count(1)
 
@@ -64,15 +70,19 @@ class Replay:
         reports: list[ScreenReport] = []
         try:
             await self._runner.load(self._source, revision)
-            for episode in self._episodes:
-                report = await self._runner.screen(revision.id, (episode,))
-                if report.error:
-                    return Screening(ok=False, reason=report.error.splitlines()[-1].strip())
-                if report.invalid:
-                    return Screening(ok=False, reason=f"an action is outside its limits: {report.first_invalid}")
-                reports.append(report)
+            with contextlib.suppress(TimeoutError):  # the worker is ended below, and with it what it still replays
+                async with asyncio.timeout(self._seconds):
+                    for episode in self._episodes:
+                        reports.append(await self._runner.screen(revision.id, (episode,)))
+                        if reports[-1].error or reports[-1].invalid:
+                            break
         finally:
             await self._retire(revision)
+        for report in reports[-1:]:
+            if report.error:
+                return Screening(ok=False, reason=report.error.splitlines()[-1].strip())
+            if report.invalid:
+                return Screening(ok=False, reason=f"an action is outside its limits: {report.first_invalid}")
         return Screening(
             report="\n".join(self._told(number, report) for number, report in enumerate(reports, 1) if report.ticks),
             ticks=sum(report.ticks for report in reports),

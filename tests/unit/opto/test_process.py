@@ -110,7 +110,7 @@ def propose(tmp_path, make_context, make_problem):
     (tmp_path / "my_optimizer.py").write_text(PLUGIN)
     process = OptimizerProcess(module_path=[str(tmp_path)])
 
-    async def run(algorithm, *, seconds=20.0, llm=None, screen=None, **fields):
+    async def run(algorithm, *, seconds=60.0, llm=None, screen=None, **fields):
         name = algorithm if algorithm in ("search", "hybrid", "optoprime") or ":" in algorithm else f"my_optimizer:{algorithm}"
         parameters = fields.pop("parameters", (GAIN,))
         context = make_context(*parameters, algorithm=name, **fields)
@@ -153,7 +153,7 @@ async def test_what_went_wrong_is_said(algorithm, words, propose):
 async def test_an_unknown_algorithm_is_told_what_there_is(make_context, make_problem):
     context = make_context(GAIN, algorithm="gradient")
     with pytest.raises(OptimizerError, match=r"built in are: hybrid.*optoprime.*search"):
-        await OptimizerProcess().propose(context, [], [], 1, timeout=20, llm=NoModel())
+        await OptimizerProcess().propose(context, [], [], 1, timeout=60, llm=NoModel())
 
 
 async def test_values_that_break_the_rules_are_refused_with_every_reason(propose):
