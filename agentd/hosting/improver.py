@@ -161,10 +161,9 @@ class Improver:
             if wanted and await self._evidence():
                 return
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), timeout=5.0)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):  # not `wait_for`: that of Python 3.11 swallows a cancellation that meets a wake-up
+                async with asyncio.timeout(5.0):
+                    await self._wake.wait()
 
     async def _evidence(self) -> tuple[EpisodeSummary, ...]:
         """Scored episodes of the stable revision in this regime: nothing is proposed before there is something to learn from."""
