@@ -34,12 +34,13 @@ class Judge:
 
     async def aclose(self) -> None:
         """End the worker and its zygote."""
-        worker, self._worker = self._worker, None
-        zygote, self._zygote = self._zygote, None
-        if worker is not None:
-            await worker.aclose()
-        if zygote is not None:
-            await zygote.aclose()
+        # Each is forgotten only when it is closed: whoever is cancelled in the middle of this leaves the rest to the next call.
+        if self._worker is not None:
+            await self._worker.aclose()
+            self._worker = None
+        if self._zygote is not None:
+            await self._zygote.aclose()
+            self._zygote = None
 
     async def judge(self, episode: Episode) -> Feedback:
         """The feedback on `episode`. Never raises for what feedback.py does: `Feedback.failed` says it, and the score is no evidence.
