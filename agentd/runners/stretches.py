@@ -171,7 +171,7 @@ class Stretches:
     def _is_wanted(self, switch: _Switch) -> bool:
         if switch.plan is not None:
             return self._plan is switch.plan and self._control.pairs.holds(switch.plan) and not self._control.paused
-        return switch.recording.revision == self._control.stable
+        return switch.recording.revision == (self._control.stable or "")
 
     def _has_worker(self, revision: str | None) -> bool:
         return revision is not None and self._control.workers.get(revision) is not None
