@@ -85,8 +85,9 @@ class Canary:
             return None  # of an earlier life or an ended release: an episode like any other
         halves = self._halves.setdefault(plan.id, {})
         halves[episode.role] = (episode, feedback)
-        if episode.outcome is Outcome.LOST and not episode.steps:
-            return LostPair(plan.id, f"the plant was lost before the first action: {episode.reason}")
+        if episode.outcome is Outcome.LOST and (not episode.steps or len(halves) < len(plan.order)):
+            where = "in the first half, after which there is no other" if episode.steps else "before the first action"
+            return LostPair(plan.id, f"the plant was lost {where}: {episode.reason}")
         if plan.probability is not None:
             return self._single(plan, plan.probability, episode, feedback)
         if len(halves) < len(Role):

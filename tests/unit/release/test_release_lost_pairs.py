@@ -1,0 +1,48 @@
+"""What becomes of a pair whose plant is lost: nothing may wait for a half that will never be run."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.hosting.canary import Canary, LostPair
+from agentd.records import Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Role, Step
+
+
+@pytest.fixture
+def canary(make_spec):
+    made = Canary(SimpleNamespace(spec=make_spec(), clock=SimpleNamespace(time=lambda: 1.0)), 10.0)
+    plan = PairPlan(
+        id="p", release="r", agent="a", device="d", order=(Role.CANDIDATE, Role.STABLE), reference="old", candidate="new", drawn_at=0.0
+    )
+    made._open["p"] = plan
+    return made
+
+
+def half(role: Role, outcome: Outcome, steps: int) -> tuple[Episode, Feedback]:
+    episode = Episode(
+        id=str(role),
+        agent="a",
+        device="d",
+        revision="x",
+        role=role,
+        purpose=Purpose.PAIR,
+        outcome=outcome,
+        started_at=0.0,
+        duration=1.0,
+        pair="p",
+        steps=(Step(0, 0.0, 0),) * steps,
+    )
+    failed = "the plant was lost" if outcome is Outcome.LOST else ""
+    return episode, Feedback(episode=episode.id, score=0.0, normalised=0.0 if failed else 0.8, failed=failed)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_plant_that_is_lost_in_the_first_half_has_the_pair_drawn_again(canary, steps):
+    assert isinstance(canary.take(*half(Role.CANDIDATE, Outcome.LOST, steps)), LostPair)
+
+
+def test_a_plant_that_is_lost_under_way_in_the_second_half_is_evidence(canary):
+    assert canary.take(*half(Role.CANDIDATE, Outcome.FINISHED, 3)) is None
+    pair = canary.take(*half(Role.STABLE, Outcome.LOST, 3))
+    assert isinstance(pair, Pair)
+    assert (pair.reference, pair.candidate) == (0.0, 0.8)
