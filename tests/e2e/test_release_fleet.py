@@ -77,5 +77,5 @@ async def test_a_fleet_whose_devices_begin_their_episodes_by_themselves_is_decid
         assert {episode["purpose"] for episode in episodes} == {"unsolicited"}  # nobody was told to begin
         assert {one["device"] for one in evidence} == set(ended["fleet"])
         await hosted.until(lambda: all(heater.log[-1].revision == ended["candidate"] for heater in heaters.values()))
-        assert all("safe" not in heater.sources() for heater in heaters.values())
+        assert all(heater.log[-1].source == "action" for heater in heaters.values())
         assert await hosted.stop() == 0
