@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -45,9 +46,13 @@ class Mosquitto:
 
     def start(self) -> None:
         self._process = subprocess.Popen([*self._within, "/usr/sbin/mosquitto", "-c", str(self._configuration)])
+        for port in re.findall(r"^listener (\d+)", self._configuration.read_text(), re.MULTILINE):
+            self._wait_for(int(port))
+
+    def _wait_for(self, port: int) -> None:
         limit = time.monotonic() + 20
         while time.monotonic() < limit:
-            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
+            with contextlib.suppress(OSError), socket.create_connection((self.host, port), timeout=1):
                 return
             time.sleep(0.02)
         raise TimeoutError("mosquitto did not start")

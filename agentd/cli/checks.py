@@ -13,7 +13,7 @@ from rich.console import Console
 
 from agentd.cli.context import FAILED, GOOD, Where
 from agentd.cli.show import text
-from agentd.device.connection import Reports, connected, connection_arguments, words
+from agentd.device.connection import Client, Reports, connected, connection_arguments, words
 from agentd.errors import AgentdError, NotFound, SpecError
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
@@ -128,7 +128,7 @@ async def _check_broker(url: str) -> Finding:
     subject, reports = f"broker {masked(url)}", Reports()
     try:
         arguments = await asyncio.to_thread(connection_arguments, url)
-        async with connected(aiomqtt.Client(**arguments, timeout=CONNECT_SECONDS, logger=reports)):
+        async with connected(Client(**arguments, timeout=CONNECT_SECONDS, logger=reports)):
             return Finding("good", subject, "lets agentd log in")
     except ValueError as error:
         return Finding("bad", subject, str(error))

@@ -31,6 +31,7 @@ import aiomqtt
 from .connection import (  # relative: this folder can be copied to a robot
     STABLE_AFTER,
     Broker,
+    Client,
     Inbox,
     Reports,
     backoff,
@@ -335,9 +336,9 @@ class Device:
             _logger.warning("%s has no broker: %s; it tries again", self.name, reason)
         self.trouble = reason
 
-    def _new_client(self, arguments: dict[str, Any], reports: Reports) -> aiomqtt.Client:
+    def _new_client(self, arguments: dict[str, Any], reports: Reports) -> Client:
         lost = {"status": "lost", "session": self.session, "agent": self._agent}
-        return aiomqtt.Client(
+        return Client(
             **arguments,
             identifier=f"agentd-device-{self.name}",
             will=aiomqtt.Will(f"{self._topic}/up/status", json.dumps(lost), qos=1, retain=True),

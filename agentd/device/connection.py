@@ -15,6 +15,7 @@ import logging
 import random
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,14 +201,42 @@ def _between(text: str, start: str, end: str) -> str:
     return text.partition(start)[2].partition(end)[0] or text
 
 
+class Client(aiomqtt.Client):
+    """Leaves nothing open where connecting was refused or given up, which aiomqtt leaves to the broker. Enter it by `connected`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ending = threading.Lock()
+        self._ended = False
+
+    def _client_connect(self) -> None:
+        """Runs in a thread that goes on where nobody waits for it any more."""
+        super()._client_connect()
+        with self._ending:
+            if self._ended:
+                self._client._sock_close()  # noqa: SLF001 - paho's own disconnect() would wait for a loop that nobody runs
+
+    def end(self) -> None:
+        """Close the socket, now or as soon as there is one."""
+        paho = self._client
+        with self._ending:
+            self._ended = True
+            paho._sock_close()  # noqa: SLF001 - as above
+            # what comes later finds the event loop closed, maybe
+            paho.on_socket_open = paho.on_socket_close = paho.on_socket_register_write = paho.on_socket_unregister_write = None
+        for future in (self._connected, self._disconnected):
+            if future.done() and not future.cancelled():
+                future.exception()  # whoever waited has been told by another way
+
+
 @contextlib.asynccontextmanager
-async def connected(client: aiomqtt.Client) -> AsyncIterator[aiomqtt.Client]:
-    """`async with client`, which also closes the socket where connecting was refused or given up: aiomqtt leaves it to the broker."""
+async def connected(client: Client) -> AsyncIterator[Client]:
+    """`async with client`, once, which always closes its socket."""
     try:
         async with client:
             yield client
     finally:
-        client._client._sock_close()  # noqa: SLF001 - paho's own disconnect() would wait for a loop that nobody runs any more
+        client.end()
 
 
 async def subscribe(client: aiomqtt.Client, topics: list[tuple[str, int]]) -> None:

@@ -15,7 +15,7 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agentd.clock import Clock
-from agentd.device.connection import STABLE_AFTER, Broker, Inbox, Reports, backoff, connected, end_task, words
+from agentd.device.connection import STABLE_AFTER, Broker, Client, Inbox, Reports, backoff, connected, end_task, words
 from agentd.environments.contract import Change, Counters, Linked
 from agentd.errors import PlantError
 from agentd.records import Space, Value
@@ -28,7 +28,7 @@ _MAX_ANSWERS = 256
 _logger = logging.getLogger("agentd.environments.mqtt")
 
 
-class _Client(aiomqtt.Client):
+class _Client(Client):
     """It hears when a broker of MQTT 5 refuses a message; one of 3.1.1 has no words for that."""
 
     def __init__(self, counters: Counters, **arguments: Any) -> None:
@@ -170,7 +170,7 @@ class MqttLink(ABC):
             async for _ in client.messages:  # messages go to `_hear`; this only ends, by an error, with the connection
                 pass
 
-    def _new_client(self, arguments: dict[str, Any], reports: Reports) -> aiomqtt.Client:
+    def _new_client(self, arguments: dict[str, Any], reports: Reports) -> Client:
         lost = json.dumps({"status": "lost", "session": self.session})
         return _Client(
             self.counters,
