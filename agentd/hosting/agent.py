@@ -126,11 +126,11 @@ class HostedAgent:
             clock=services.clock,
         )
         self._runner = runner
+        self._problem = ""
         try:
             parts.intake.attach(runner)
             await self._take_over(runner, parts)
             async with Judge(self.spec, self._source, self._metric) as judge, asyncio.TaskGroup() as tasks:
-                self._problem = ""
                 chores = [
                     tasks.create_task(self._listen(runner, parts), name=f"{self.name}: listen"),
                     tasks.create_task(parts.intake.run(judge, runner), name=f"{self.name}: learn"),
