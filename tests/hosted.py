@@ -73,6 +73,8 @@ class Robot:
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.process = process
         self._log = log
+        self._read = 0
+        self._applied: list[dict[str, Any]] = []
 
     async def change(self, name: str) -> None:
         self.process.stdin.write(f"change {name}\n".encode())
@@ -80,9 +82,14 @@ class Robot:
         assert answer.decode().strip() == f"changed {name}"
 
     def applied(self) -> list[dict[str, Any]]:
-        if not self._log.exists():
-            return []
-        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        """All that it applied so far; what was read once is not read again, for tests ask often."""
+        if self._log.exists():
+            with self._log.open("rb") as log:
+                log.seek(self._read)
+                whole, newline, _ = log.read().rpartition(b"\n")
+            self._read += len(whole) + len(newline)
+            self._applied += [json.loads(line) for line in whole.splitlines()]
+        return self._applied
 
     def since(self, known: int) -> list[dict[str, Any]]:
         """What it applied after the first `known` ticks."""
@@ -141,9 +148,10 @@ class Hosted:
 
     async def robot(self, device: str = "robot-1", agent: str = "cartpole", *arguments: str) -> Robot:
         log = self.folder / f"{device}.jsonl"
+        pace = ("--step-ms", "2")  # while a test waits for something else, a robot at full speed would keep its cores from other tests
         who = ("--broker", self.broker, "--device", device, "--agent", agent, "--env", "CartPole-v1", "--log", str(log))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentd.environments.standin", *who, "--change-from-stdin", "--action-timeout", "1", *arguments),
+            *(sys.executable, "-m", "agentd.environments.standin", *who, "--change-from-stdin", "--action-timeout", "1", *pace, *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -256,7 +264,7 @@ class Hosted:
                         result = await result
                     if result:
                         return result
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.1)
         except TimeoutError:
             raise AssertionError(f"waited {limit} s in vain; the daemon's log:\n{self.log()}") from None
 

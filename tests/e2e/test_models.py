@@ -141,7 +141,7 @@ async def test_a_service_that_hangs_is_given_up(hosted, model):
 @pytest.mark.parametrize(
     ("models", "words"),
     [
-        (["nonsense/no-such-model"], "litellm name"),
+        pytest.param(["nonsense/no-such-model"], "litellm name", marks=pytest.mark.long),
         (["openai/gpt-4.1-mini"], "API key"),
         ([], "no model"),
     ],
@@ -159,7 +159,11 @@ async def test_what_is_missing_is_said_and_the_agent_goes_on(hosted, models, wor
     robot.prove()
 
 
-@pytest.mark.parametrize("budget", [{"dollars_per_day": 0.0}, {"calls_per_hour": 0}], ids=["no dollars", "no calls"])
+@pytest.mark.parametrize(
+    "budget",
+    [{"dollars_per_day": 0.0}, pytest.param({"calls_per_hour": 0}, marks=pytest.mark.long)],
+    ids=["no dollars", "no calls"],
+)
 async def test_with_a_budget_of_nothing_no_model_is_asked_and_it_is_said_once(hosted, model, budget):
     hosted.add_agent(edit=asking(optimizer__budget=budget))
     robot = await hosted.robot()

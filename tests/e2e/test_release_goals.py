@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from heaters import AGENT, conduct, fleet_of
 
 NO_WORSE = AGENT.replace("[release]", '[release]\ngoal = "no_worse"\nmargin = 0.2\nselection_pairs = 1').replace(
@@ -15,6 +16,7 @@ def explain(episode):
 """
 
 
+@pytest.mark.long
 async def test_a_margin_is_measured_from_the_anchor_however_often_no_worse_was_promoted(hosted):
     async with fleet_of(hosted.broker, 1) as (heaters, _):
         release = await conduct(hosted, 1, gain=0.25, agent=NO_WORSE, feedback=FEEDBACK)

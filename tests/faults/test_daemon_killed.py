@@ -108,7 +108,7 @@ async def test_an_alarm_that_was_committed_just_before_the_daemon_died_is_answer
     assert (await hosted.agent())["state"]["regime"] == 1
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 async def test_a_daemon_killed_at_any_moment_again_and_again_loses_nothing(hosted, kills):
     dice = random.Random(kills)
     hosted.add_agent(edit=quick(optimizer__trigger="continuous", optimizer__algorithm="search"))

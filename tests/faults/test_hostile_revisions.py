@@ -69,7 +69,7 @@ async def test_what_is_hostile_at_once_does_not_pass_screening(hosted):
 PATIENT = [name for name in ATTACKS if name not in {"takes memory bit by bit", "starts a program", "ends its process"}]
 
 
-@pytest.mark.parametrize("names", [PATIENT[::2], PATIENT[1::2]], ids=["some", "others"])
+@pytest.mark.parametrize("names", [PATIENT[::2], pytest.param(PATIENT[1::2], marks=pytest.mark.long)], ids=["some", "others"])
 async def test_what_behaves_until_it_meets_the_robot_is_rejected_there(hosted, names):
     robot, stable, code = await begin(hosted)
     for name in names:

@@ -180,6 +180,7 @@ async def test_ctrl_c_keeps_what_was_found(laptop):
     assert state.stable == ended.document["after"] != ended.document["before"]
 
 
+@pytest.mark.long
 async def test_replies_that_can_not_be_used_are_attempts_without_a_release(laptop):
     laptop.edit('algorithm = "hybrid"', 'algorithm = "optoprime"')
     async with ScriptedLlm("I am sorry, I can't do that.") as model:
@@ -190,6 +191,7 @@ async def test_replies_that_can_not_be_used_are_attempts_without_a_release(lapto
     assert not ended.document["improved"]
 
 
+@pytest.mark.long
 async def test_a_budget_of_nothing_ends_it_at_once(laptop):
     laptop.edit('trigger = "manual"', 'trigger = "manual"\nbudget = { calls_per_hour = 0 }')
     async with ScriptedLlm(GOOD) as model:
@@ -200,6 +202,7 @@ async def test_a_budget_of_nothing_ends_it_at_once(laptop):
     assert ended.document["attempts"] == []
 
 
+@pytest.mark.long
 async def test_no_model_is_asked_after_the_last_proposal(laptop):
     async with ScriptedLlm(suggest(greet=MUTE)) as model:
         ended = await laptop.optimize("-n", "1", model=model)
@@ -207,6 +210,7 @@ async def test_no_model_is_asked_after_the_last_proposal(laptop):
     assert [attempt["fate"] for attempt in ended.document["attempts"]] in (["pruned"], ["rejected"])
 
 
+@pytest.mark.long
 async def test_a_parameter_that_needs_approval_is_left_to_a_person(laptop):
     laptop.edit("[optimizer]", '[parameters."greet"]\napproval = true\n\n[optimizer]')
     async with ScriptedLlm(GOOD) as model:
