@@ -9,6 +9,8 @@ from agentd.release import machine, watch
 
 COMMIT_EVERY = 10
 """Episodes after which a watch that goes on as before is committed: a crash may cost it fewer than this."""
+PROBES = 3
+"""How often an alarm is asked about while guardrails end the asking: a machine out of breath makes answers late, whoever gives them."""
 
 
 class Watcher:
@@ -20,6 +22,8 @@ class Watcher:
         self._improver = improver
         self._settings = settings
         self._unsaved = 0
+        self._asked = 0
+        """Probes of this alarm that a guardrail ended."""
 
     async def observe(self, normalised: float) -> None:
         """The Shiryaev-Roberts watch on the stable revision, the first included."""
@@ -92,8 +96,17 @@ class Watcher:
         return known == source or comparable(await store.source(known), await store.source(source))
 
     async def release_ended(self, release: Release) -> None:
-        """A probe that did not show the last good revision to be better: then it was the world."""
-        if release.kind is ReleaseKind.PROBE and release.phase not in {Phase.PROMOTED, Phase.ABORTED}:
+        """A probe that did not show the last good revision to be better: then it was the world.
+
+        One that a guardrail ended has compared nothing, and the last good revision kept within the guardrails before: it is asked again.
+        """
+        if release.kind is not ReleaseKind.PROBE:
+            return
+        self._asked = self._asked + 1 if release.stage == "guardrail" else 0
+        if 0 < self._asked < PROBES:
+            await self.answer()
+        elif release.phase not in {Phase.PROMOTED, Phase.ABORTED}:
+            self._asked = 0
             bound = self._keeper.state.watch.bound if self._keeper.state.watch else None
             await self._drift(f"the last good revision does no better ({release.phase})", bound or 0.0)
 

@@ -125,6 +125,7 @@ async def test_a_service_that_fails_is_told_and_asked_again_later(hosted, model)
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_service_that_hangs_is_given_up(hosted, model):
     hosted.add_agent(edit=asking(optimizer__propose_timeout=4))
     robot = await hosted.robot()

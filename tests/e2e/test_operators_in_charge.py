@@ -91,6 +91,7 @@ async def test_the_watch_rolls_back_a_frozen_agent_and_one_that_rolls_back_too_o
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_rollback_over_a_changed_source_goes_back_to_the_pair_that_was_measured_and_stays_there(hosted):
     folder = hosted.add_agent(edit=quick())
     robot = await hosted.robot()

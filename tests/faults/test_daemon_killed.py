@@ -63,6 +63,7 @@ async def test_a_daemon_killed_in_the_middle_of_a_canary_is_missed_by_nobody(hos
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_daemon_that_stands_still_for_longer_than_its_lease_goes_on_with_the_canary(hosted):
     robot, release = await canary(hosted)
     hosted.daemon.send_signal(signal.SIGSTOP)
@@ -108,8 +109,10 @@ async def test_an_alarm_that_was_committed_just_before_the_daemon_died_is_answer
     assert (await hosted.agent())["state"]["regime"] == 1
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-async def test_a_daemon_killed_at_any_moment_again_and_again_loses_nothing(hosted, kills):
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_a_daemon_killed_at_any_moment_again_and_again_loses_nothing(hosted):
+    kills = 40
     dice = random.Random(kills)
     hosted.add_agent(edit=quick(optimizer__trigger="continuous", optimizer__algorithm="search"))
     robot = await hosted.robot()

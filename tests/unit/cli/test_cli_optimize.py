@@ -228,6 +228,7 @@ async def test_a_program_that_does_not_load_is_told(laptop):
     assert "no luck" in ended.errors
 
 
+@pytest.mark.long
 async def test_the_table_says_what_became_of_each_proposal(laptop):
     async with ScriptedLlm(GOOD) as model:
         process = await laptop.start("optimize", str(laptop.agent), "-n", "1", "--seed", "3", model=model)

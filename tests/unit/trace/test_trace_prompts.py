@@ -61,7 +61,13 @@ async def prompt(case, **options):
     return llm.heard
 
 
-@pytest.mark.parametrize("options", [{}, {"block_limit": 2_000}, {"block_limit": 12_000, "lines": 200}])
+MORE = [
+    pytest.param({"block_limit": 2_000}, marks=pytest.mark.long),
+    pytest.param({"block_limit": 12_000, "lines": 200}, marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("options", [{}, *MORE])
 async def test_the_prompt_of_ten_thousand_ticks_is_hardly_longer_than_that_of_a_hundred(options):
     short, long = [await prompt(problem(ticks), **options) for ticks in (100, 10_000)]
     assert len(long) <= 1.3 * len(short)
