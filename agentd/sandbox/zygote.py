@@ -91,15 +91,18 @@ class Zygote:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:
             ours.close()
-            raise SandboxError(f"the zygote does not start: {error}") from error
+            if isinstance(error, OSError):
+                raise SandboxError(f"the zygote does not start: {error}") from error
+            raise
         finally:
             theirs.close()
         zygote = cls(process, ours)
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 ready = await zygote._ready
+                branch = await asyncio.to_thread(cgroup.find) if ready.level > 0 else cgroup.Branch(None, (), "")
         except TimeoutError as error:
             await zygote.aclose()
             raise SandboxError(f"the zygote was not ready after {START_TIMEOUT:g} s") from error
@@ -119,7 +122,6 @@ class Zygote:
         except BaseException:
             await zygote.aclose()
             raise
-        branch = await asyncio.to_thread(cgroup.find) if ready.level > 0 else cgroup.Branch(None, (), "")
         zygote._groups = cgroup.Groups(branch)
         zygote.level, zygote.isolation = ready.level, ready.isolation.with_groups(branch.controllers, branch.explanation)
         return zygote

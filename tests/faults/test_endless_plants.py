@@ -193,6 +193,7 @@ async def test_whatever_a_candidate_does_stable_goes_on_as_it_was(runners, endle
 async def test_a_promoted_revision_that_gets_no_state_begins_afresh(runners, endless, mosquitto, plant, make_program, until):
     first, refuser, infinite, last = (make_program(text) for text in (COUNTER, REFUSER, INFINITE, COUNTER + "\n    # another"))
     daemon = await serve(runners, endless(), mosquitto, first)
+    await until(lambda: len(plant.applied) > 1)
     for program in (refuser, infinite, last):
         await daemon.runner.load(*program)
         known = len(plant.applied)
