@@ -36,13 +36,18 @@ class Holds:
         """Hold this runner from now on. The caller holds `deciding`. Before a route: that begins an episode."""
         self._runner = runner
         await self.examine()
-        paused = self._keeper.state.paused
-        if runner.paused or paused:
-            await (runner.pause() if paused else runner.resume())
+        if runner.paused or self.resting:
+            await (runner.pause() if self.resting else runner.resume())
 
     def detach(self) -> None:
         """The runner is gone; the next one is held when it is attached."""
         self._runner = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether no episodes begin: by an operator's pause, or in a quarantine that is to be spent safely. Neither lifts the other."""
+        keeper = self._keeper
+        return keeper.state.paused or (keeper.state.quarantine is not None and keeper.spec.guardrails.quarantine == "safe")
 
     # --- episodes ----------------------------------------------------------------------------------------------------
 
@@ -69,7 +74,7 @@ class Holds:
         """Make the runner do what was committed. One that is lost meanwhile is told when it is attached again."""
         if self._runner is not None:
             with contextlib.suppress(RunnerError):
-                await (self._runner.pause() if self._keeper.state.paused else self._runner.resume())
+                await (self._runner.pause() if self.resting else self._runner.resume())
 
     # --- releases ----------------------------------------------------------------------------------------------------
 
@@ -110,28 +115,24 @@ class Holds:
             return
         count = sum(now - at < rate.period for at in times)
         reason = f"rolled back {count} times, and [guardrails] max_rollbacks allows {guardrails.max_rollbacks}"
-        changes: dict[str, object] = {"quarantine": Hold(at=now, who="agentd", reason=reason)}
-        if guardrails.quarantine == "safe":
-            changes["paused"] = True
+        hold = Hold(at=now, who="agentd", reason=reason)
         event = keeper.event(
             "agent.quarantined", f"in quarantine: {reason}", rollbacks=count, stable=state.stable, then=guardrails.quarantine
         )
-        events = await keeper.commit(event, **changes)
+        events = await keeper.commit(event, quarantine=hold)
         await self._releases.halt()
         await self._follow()
         keeper.tell(*events)
 
     async def lift(self, *, who: str, reason: str = "") -> None:
-        """End the quarantine, and the pause that came with it. Rollbacks before now no longer count."""
+        """End the quarantine. Rollbacks before now no longer count; an operator's pause goes on."""
         keeper = self._keeper
         async with keeper.deciding:
             if keeper.state.quarantine is None:
                 return
             message = f"out of quarantine by {who}" + (f": {reason}" if reason else "")
-            changes: dict[str, object] = {"quarantine": None, "lifted_at": keeper.clock.time()}
-            if keeper.spec.guardrails.quarantine == "safe":
-                changes["paused"] = False
-            events = await keeper.commit(keeper.event("agent.unquarantined", message, who=who, reason=reason), **changes)
+            event = keeper.event("agent.unquarantined", message, who=who, reason=reason)
+            events = await keeper.commit(event, quarantine=None, lifted_at=keeper.clock.time())
             await self._follow()
             keeper.tell(*events)
         self._releases.wake()

@@ -154,13 +154,25 @@ async def test_rollbacks_that_are_old_enough_do_not_count(make_bench):
     assert await bench.examine() is None
 
 
-async def test_a_safe_quarantine_pauses_the_agent_and_lifting_it_lets_it_run(make_bench):
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_safe_quarantine_lets_no_episode_begin_and_lifting_it_leaves_an_operator_s_pause(make_bench, paused):
     bench = await make_bench(guardrails={"max_rollbacks": "0/day", "quarantine": "safe"})
     await bench.promoted("probe", NOW - 1, ReleaseKind.PROBE)
+    if paused:
+        await bench.holds.pause(who="ada")
     await bench.examine()
-    assert (await bench.again()).keeper.state.paused
+    assert (await bench.again()).holds.resting
     await bench.holds.lift(who="ada")
-    assert not (await bench.again()).keeper.state.paused
+    assert (await bench.again()).holds.resting is paused
+
+
+async def test_resuming_does_not_lift_a_quarantine(make_bench):
+    bench = await make_bench(guardrails={"max_rollbacks": "0/day", "quarantine": "safe"})
+    await bench.promoted("probe", NOW - 1, ReleaseKind.PROBE)
+    await bench.holds.pause(who="ada")
+    await bench.examine()
+    await bench.holds.resume(who="ada")
+    assert (await bench.again()).holds.resting
 
 
 async def test_a_canary_waits_until_the_rate_of_promotions_allows_one_more_and_says_so_once(make_bench):
