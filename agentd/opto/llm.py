@@ -266,7 +266,8 @@ def _import_litellm() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what litellm's own types make pydantic say is nobody's business here
         litellm: Any = importlib.import_module("litellm")
-        litellm.ModelResponse()  # its classes are built on first use
+        # What it loads and builds on its first call it does now, by a call that answers itself and goes nowhere.
+        litellm.completion(model="openai/none", messages=[{"role": "user", "content": ""}], mock_response="")
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
