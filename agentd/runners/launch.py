@@ -24,8 +24,12 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL
 
 
 def fingerprint(spec: AgentSpec, broker: str | None) -> str:
-    """What a runner was started with, as far as only another runner could change it."""
-    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"})
+    """What a runner was started with, as far as only another runner could change it.
+
+    Without defaults: a key that a later agentd adds must not keep it from adopting the runners that an earlier one has left controlling.
+    Whoever changes what a default is raises `messages.VERSION`.
+    """
+    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"}, exclude_defaults=True)
     return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
 
 

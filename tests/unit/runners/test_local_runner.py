@@ -7,9 +7,12 @@ import signal
 import pytest
 from processes import alive
 
+from agentd.environment_spec import EnvironmentSection
 from agentd.errors import Fenced, LoadError, PlantError, RunnerError
 from agentd.records import Outcome, PairPlan, Purpose, Role
+from agentd.runners.launch import fingerprint
 from agentd.runners.local import Counted, Finished, Happened, Log, Lost
+from agentd.spec import AgentSpec
 
 BALANCE = """
     class Controller:
@@ -427,6 +430,22 @@ async def test_an_older_daemon_is_refused_and_a_newer_one_takes_over(runners, ma
     assert "epoch 6" in message.reason
     with pytest.raises(RunnerError):
         await first.pause()
+
+
+async def test_a_runner_is_adopted_by_a_later_agentd_whose_environments_have_one_more_key(runners, make_spec):
+    class LaterEnvironment(EnvironmentSection):
+        settle: float = 0.25
+
+    class LaterSpec(AgentSpec):
+        environment: LaterEnvironment
+
+    first = await runners.start(make_spec())
+    await first.abandon()
+    declared = make_spec().model_dump(by_alias=True, exclude_defaults=True)
+    second = await runners.start(LaterSpec.model_validate(declared))
+    assert (second.adopted, second.pid) == (True, first.pid), second.replaced
+    used = fingerprint(LaterSpec.model_validate(declared | {"environment": declared["environment"] | {"settle": 1.0}}), None)
+    assert used != fingerprint(make_spec(), None)
 
 
 async def test_a_runner_whose_specification_changed_is_replaced(runners, make_spec):
