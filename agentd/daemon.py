@@ -149,6 +149,7 @@ class Daemon:
             store_url=self._settings.shown_store_url,
             agents=tuple(hosting.agent.status() for hosting in self._agents.values()),
             broken=dict(self._broken),
+            frozen=self._services.freeze.hold,
         )
 
     def agent_status(self, agent: str) -> AgentStatus:
@@ -206,6 +207,22 @@ class Daemon:
         """Go on after `freeze`."""
         await self._agent(agent).holds.unfreeze(who=who, reason=reason)
         return self.agent_status(agent)
+
+    async def freeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        """As `freeze`, for every agent: those that are not up, and those that come later, too."""
+        return await self._froze(await self._services.freeze.begin(who=who, reason=reason))
+
+    async def unfreeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        """Go on after `freeze_all`."""
+        return await self._froze(await self._services.freeze.end(who=who, reason=reason))
+
+    async def _froze(self, event: Event | None) -> DaemonStatus:
+        """It is committed: now it is done, then told."""
+        if event is not None:
+            for hosting in tuple(self._agents.values()):
+                await hosting.agent.follow_freeze()
+            self._services.freeze.tell(event)
+        return self.status()
 
     async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         """Let an agent that rolled back too often release again."""

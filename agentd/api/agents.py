@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from agentd.api.answers import AgentName, Before, Decision, IdempotencyKey, Key, Limit, document, once, page
 from agentd.api.context import Context, Shared, operator, viewer
-from agentd.api.ports import AgentStatus
+from agentd.api.ports import AgentStatus, DaemonStatus
 from agentd.api.problems import Problem
 from agentd.api.views import agent_view, daemon_view, parameters_view, plain, release_view, revision_view
 from agentd.errors import NotFound
@@ -97,23 +97,22 @@ async def unquarantine(shared: Shared, request: Request, agent: AgentName, decis
 
 @router.post("/freeze", dependencies=[operator])
 async def freeze_all(shared: Shared, request: Request, decision: Decision, key: IdempotencyKey = None) -> Response:
-    """Freeze every agent that is hosted now."""
-    return await _changed_all(shared, request, key, shared.commands.freeze, decision)
+    """Freeze every agent: those that are not up, and those that come later, too."""
+    return await _changed_all(shared, request, key, shared.commands.freeze_all, decision)
 
 
 @router.post("/unfreeze", dependencies=[operator])
 async def unfreeze_all(shared: Shared, request: Request, decision: Decision, key: IdempotencyKey = None) -> Response:
-    """Unfreeze every agent that is hosted now."""
-    return await _changed_all(shared, request, key, shared.commands.unfreeze, decision)
+    """Lift the freeze of every agent. One that was frozen by itself stays frozen."""
+    return await _changed_all(shared, request, key, shared.commands.unfreeze_all, decision)
 
 
 async def _changed_all(
-    shared: Context, request: Request, key: str | None, change: Callable[..., Awaitable[AgentStatus]], decision: Decision
+    shared: Context, request: Request, key: str | None, change: Callable[..., Awaitable[DaemonStatus]], decision: Decision
 ) -> Response:
     async def work() -> Response:
-        names = [agent.name for agent in shared.commands.status().agents]
-        done = [await change(name, who=decision.who, reason=decision.reason) for name in names]
-        return document({"items": [agent_view(status) for status in done], "next": None})
+        done = await change(who=decision.who, reason=decision.reason)
+        return document({"items": [agent_view(agent) for agent in done.agents], "next": None, "frozen": plain(done.frozen)})
 
     return await once(shared, request, key, work)
 

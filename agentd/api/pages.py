@@ -13,7 +13,7 @@ from agentd.api.markup import Child, Markup, document, element
 from agentd.api.ports import AgentStatus, DaemonStatus
 from agentd.api.problems import Problem
 from agentd.api.tokens import SESSION_SECONDS
-from agentd.records import Event, Phase, Release, ReleaseKind
+from agentd.records import Event, Hold, Phase, Release, ReleaseKind
 
 router = APIRouter(include_in_schema=False)
 
@@ -84,6 +84,15 @@ def _login(problem: str = "") -> Markup:
 
 def _page(shared: Context, status: DaemonStatus, releases: dict[str, tuple[Release, ...]], events: tuple[Event, ...]) -> Markup:
     now = shared.clock.time()
+    frozen = (
+        element(
+            "p",
+            f"Every agent is frozen, those that come included, {_put_on(status.frozen, now)}. agentd unfreeze --all lifts it.",
+            class_="held",
+        )
+        if status.frozen
+        else None
+    )
     broken = [
         element(
             "article", element("h2", folder, _badge("can't be loaded", "failed")), element("pre", why, class_="problem"), class_="agent"
@@ -103,7 +112,7 @@ def _page(shared: Context, status: DaemonStatus, releases: dict[str, tuple[Relea
             element("span", "live", id="live", class_="badge quiet"),
             element("form", element("button", "Log out", type="submit", class_="link"), method="post", action="/logout"),
         ),
-        element("main", broken, agents, nothing, _events(events, now), id="content"),
+        element("main", frozen, broken, agents, nothing, _events(events, now), id="content"),
         element("footer", f"state {status.state_directory} · store {status.store_url}", class_="quiet"),
     )
 
@@ -152,6 +161,10 @@ def _agent(agent: AgentStatus, releases: tuple[Release, ...], now: float) -> Mar
     )
 
 
+def _put_on(hold: Hold, now: float) -> str:
+    return f"by {hold.who}, {_span(now - hold.at)} ago" + (f": {hold.reason}" if hold.reason else "")
+
+
 def _holds(agent: AgentStatus, now: float) -> list[str]:
     """What an operator or a rule holds back, and what waits for a person, in sentences."""
     state = agent.state
@@ -160,8 +173,8 @@ def _holds(agent: AgentStatus, now: float) -> list[str]:
     found = []
     for hold, word, lift in ((state.quarantine, "In quarantine", "unquarantine"), (state.frozen, "Frozen", "unfreeze")):
         if hold is not None:
-            why = f": {hold.reason}" if hold.reason else ""
-            found.append(f"{word} by {hold.who}, {_span(now - hold.at)} ago{why}. agentd {lift} {agent.name} lets its releases go on.")
+            whose = "--all" if hold.everywhere else agent.name
+            found.append(f"{word} {_put_on(hold, now)}. agentd {lift} {whose} lets its releases go on.")
     if state.conflicts:
         paths = ", ".join(conflict.path for conflict in state.conflicts)
         found.append(f"The source has changed under learned values of {paths}: agentd rebase {agent.name} settles it.")

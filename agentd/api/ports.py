@@ -6,7 +6,7 @@ from typing import Protocol
 
 from msgspec import field
 
-from agentd.records import AgentState, Mode, Record, Release, Value
+from agentd.records import AgentState, Hold, Mode, Record, Release, Value
 
 
 class Health(enum.StrEnum):
@@ -64,6 +64,8 @@ class DaemonStatus(Record, frozen=True):
     agents: tuple[AgentStatus, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
     """Agent folders that can't be loaded, and why."""
+    frozen: Hold | None = None
+    """The freeze of all agents, those that come included."""
 
 
 class Commands(Protocol):
@@ -133,7 +135,15 @@ class Commands(Protocol):
         ...
 
     async def unfreeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
-        """Go on after `freeze`."""
+        """Go on after `freeze`. Raises Held while all agents are frozen."""
+        ...
+
+    async def freeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        """As `freeze`, for every agent: those that are not up, and those that come later, too."""
+        ...
+
+    async def unfreeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        """Go on after `freeze_all`. An agent that was frozen by itself stays frozen."""
         ...
 
     async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:

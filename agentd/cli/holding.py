@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Release = Annotated[str | None, typer.Argument(help="A release's id: then only its canary.")]
 Which = Annotated[str | None, typer.Argument(help="The agent's name.")]
-All = Annotated[bool, typer.Option("--all", help="Every agent that is hosted now.")]
+All = Annotated[bool, typer.Option("--all", help="Every agent: those that are not up, and those that come later, too.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,19 +51,25 @@ def freeze(agent: Which = None, *, all_: All = False, reason: Reason = "", json:
 
     async def work(client: "Client") -> int:
         found = await client.freeze(name, reason=reason)
-        return views.tell(found, f"frozen: {', '.join(status['name'] for status in found) or 'no agent is hosted'}", json=json)
+        names = ", ".join(status["name"] for status in found)
+        words = f"frozen: {names}" if name else f"frozen: {names or 'no agent is hosted now'}, and every agent that comes"
+        return views.tell(found, words, json=json)
 
     change(where, work)
 
 
 @where_to_ask
 def unfreeze(agent: Which = None, *, all_: All = False, reason: Reason = "", json: Json = False, where: Where) -> None:
-    """Go on after `freeze`: what was in progress is in progress again."""
+    """Go on after `freeze`: what was in progress is in progress again. After `--all`, an agent that was frozen by itself stays so."""
     name = _one_or_all(agent, everyone=all_)
 
     async def work(client: "Client") -> int:
         found = await client.unfreeze(name, reason=reason)
-        return views.tell(found, f"not frozen: {', '.join(status['name'] for status in found) or 'no agent is hosted'}", json=json)
+        still = [status["name"] for status in found if (status["state"] or {}).get("frozen")]
+        words = "not frozen: " + (", ".join(status["name"] for status in found if status["name"] not in still) or "no agent that is hosted")
+        if still:
+            words += f"; frozen by itself: {', '.join(still)}"
+        return views.tell(found, words, json=json)
 
     change(where, work)
 

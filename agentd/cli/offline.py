@@ -10,6 +10,7 @@ from agentd.api import views
 from agentd.api.ports import AgentStatus, Health
 from agentd.cli.context import Reader, UsageMistake, Where, note
 from agentd.errors import DaemonUnreachable, NotFound, StoreError
+from agentd.hosting.freeze import read_freeze
 from agentd.records import AgentState, Role
 from agentd.settings import masked
 from agentd.store import SqlStore
@@ -26,13 +27,21 @@ class StoreReader:
         self._shown_url = shown_url
 
     async def status(self) -> JSON:
-        return {"store_url": self._shown_url, "epoch": await self._store.epoch(), "agents": await self.agents(), "broken": {}}
+        return {
+            "store_url": self._shown_url,
+            "epoch": await self._store.epoch(),
+            "agents": await self.agents(),
+            "broken": {},
+            "frozen": views.plain(await read_freeze(self._store)),
+        }
 
     async def agents(self) -> list[JSON]:
-        return [await self._agent(state) for state in await self._store.agents()]
+        freeze = await read_freeze(self._store)
+        return [await self._agent(state.under(freeze)) for state in await self._store.agents()]
 
     async def agent(self, agent: str) -> JSON:
-        return await self._agent(await self._store.agent(agent))
+        state = await self._store.agent(agent)
+        return await self._agent(state.under(await read_freeze(self._store)))
 
     async def _agent(self, state: AgentState) -> JSON:
         summaries = await self._store.episodes(state.name, limit=RECENT, revision=state.stable, role=Role.STABLE)

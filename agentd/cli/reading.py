@@ -85,6 +85,9 @@ def _print_whole(out: Console, whole: Any) -> None:
     problems = [(item["name"], item["problem"]) for item in whole["agents"] if item["problem"] and item["health"] != "stopped"]
     for name, problem in [*problems, *whole["broken"].items()]:
         out.print(views.text(f"{name}: {problem}", "red"))
+    if whole["frozen"]:
+        words = f"every agent is frozen, those that come included, {views.put_on(whole['frozen'])}; `agentd unfreeze --all` lifts it"
+        out.print(views.text(words, "cyan"))
     for item in whole["agents"]:
         for held in views.holds(item):
             out.print(views.text(f"{item['name']}: {held}", "cyan"))

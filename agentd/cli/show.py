@@ -103,16 +103,19 @@ def health(agent: JSON) -> str:
     return held if held and agent["health"] not in {"failed", "stopped"} else str(agent["health"])
 
 
+def put_on(hold: JSON) -> str:
+    """Who put a hold on, when, and why."""
+    return f"by {hold['who']} since {when(hold['at'])}" + (f": {hold['reason']}" if hold["reason"] else "")
+
+
 def holds(agent: JSON) -> list[str]:
     """What holds the agent back: by whom, since when, why, and what lets it go on."""
     state, found = agent.get("state") or {}, []
     for word, lift in (("quarantined", "unquarantine"), ("frozen", "unfreeze")):
         hold = state.get(HOLDS[word])
         if hold:
-            reason = f": {hold['reason']}" if hold["reason"] else ""
-            found.append(
-                f"{word} by {hold['who']} since {when(hold['at'])}{reason}; `agentd {lift} {agent['name']}` lets its releases go on"
-            )
+            whose = "--all" if hold["everywhere"] else agent["name"]
+            found.append(f"{word} {put_on(hold)}; `agentd {lift} {whose}` lets its releases go on")
     if state.get("paused"):
         found.append(f"paused: no episodes; `agentd resume {agent['name']}` goes on")
     return found

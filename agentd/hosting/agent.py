@@ -156,7 +156,7 @@ class HostedAgent:
         services = self._services
         state = await known_or_first(self.spec, self._folder, services.store, services.clock, services.bus.publish)
         if self._parts is None:
-            keeper = Keeper(self.spec, state, services.store, services.bus, services.clock, self._random)
+            keeper = Keeper(self.spec, state, services.store, services.bus, services.clock, self._random, services.freeze)
             releases = Releases(keeper, self._release_ended, lease=services.lease)
             services.ledger.limit(self.name, budget_limits(self.spec))
             models = self.spec.optimizer.models or services.models
@@ -349,10 +349,17 @@ class HostedAgent:
             raise RunnerError(f"agent {self.name} is not up: {self._problem}")
         return self._parts.holds
 
+    async def follow_freeze(self) -> None:
+        """All agents were frozen, or unfrozen: what is in progress stops, or goes on."""
+        if self._parts is not None:
+            async with self._parts.keeper.deciding:
+                await self._parts.releases.halt()
+            self._parts.releases.wake()
+
     def status(self) -> AgentStatus:
         """What an operator sees at a glance."""
         parts, runner = self._parts, self._runner
-        state = parts.keeper.state if parts else None
+        state = parts.keeper.shown if parts else None
         health = "ok" if runner is not None else "starting" if self._problem == STARTING else "failed"
         if runner is not None and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"

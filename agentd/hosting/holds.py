@@ -5,6 +5,8 @@ longer count, and what waits keeps waiting. The watch goes on: a plant must not 
 froze the agent for the night. Its probe runs, and rolls back where the last good revision is better. Operators may still abort a release
 and choose the stable revision themselves.
 
+All agents can be frozen at once, those that come included (agentd.hosting.freeze); such a freeze is lifted for all of them.
+
 A quarantine is the same, put on by agentd when the watch has rolled back too often (`[guardrails] max_rollbacks`): something proposes, or
 judges, what does not hold. The agent serves what was rolled back to (or, with `quarantine = "safe"`, begins no more episodes) until an
 operator lifts it.
@@ -12,7 +14,7 @@ operator lifts it.
 
 import contextlib
 
-from agentd.errors import RunnerError
+from agentd.errors import Held, RunnerError
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.records import Hold
@@ -91,9 +93,11 @@ class Holds:
             keeper.tell(*events)
 
     async def unfreeze(self, *, who: str, reason: str = "") -> None:
-        """Go on after `freeze`: what was in progress is in progress again."""
+        """Go on after `freeze`: what was in progress is in progress again. Raises Held where not it alone is frozen, but every agent."""
         keeper = self._keeper
         async with keeper.deciding:
+            if keeper.state.frozen is None and keeper.shown.frozen is not None:
+                raise Held(f"every agent is {keeper.held}; `agentd unfreeze --all` lets them go on")
             if keeper.state.frozen is None:
                 return
             message = f"unfrozen by {who}" + (f": {reason}" if reason else "")

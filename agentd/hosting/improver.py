@@ -157,7 +157,9 @@ class Improver:
     async def _wait_until_wanted(self) -> None:
         while True:
             state = self._keeper.state
-            wanted = state.mode is not Mode.OBSERVE and state.improving and not state.paused and not state.held and self._releases.idle
+            wanted = (
+                state.mode is not Mode.OBSERVE and state.improving and not state.paused and not self._keeper.held and self._releases.idle
+            )
             if wanted and await self._evidence():
                 return
             self._wake.clear()

@@ -9,6 +9,7 @@ import structlog
 
 from agentd.clock import Clock
 from agentd.events import EventBus
+from agentd.hosting.freeze import Freeze
 from agentd.ids import make_id
 from agentd.records import AgentState, Event, Pair, PairPlan, Proposal, Provenance, Release, Revision, Single, Source
 from agentd.spec import AgentSpec
@@ -25,19 +26,32 @@ class Keeper:
     Whoever decides something holds `deciding`, so that an operator's word and an episode's evidence never interleave.
     """
 
-    def __init__(self, spec: AgentSpec, state: AgentState, store: Store, bus: EventBus, clock: Clock, random: Random) -> None:
+    def __init__(
+        self, spec: AgentSpec, state: AgentState, store: Store, bus: EventBus, clock: Clock, random: Random, freeze: Freeze
+    ) -> None:
         self.spec = spec
         self.state = state
         self.store = store
         self.bus = bus
         self.clock = clock
         self.random = random
+        self._freeze = freeze
         self.deciding = asyncio.Lock()
 
     @property
     def name(self) -> str:
         """The agent's name."""
         return self.state.name
+
+    @property
+    def shown(self) -> AgentState:
+        """The agent's state as it holds: under a freeze of all agents it is frozen, too."""
+        return self.state.under(self._freeze.hold)
+
+    @property
+    def held(self) -> str:
+        """What keeps releases from going on, in words; empty if nothing does."""
+        return self.shown.held
 
     def new_id(self) -> str:
         """A fresh identifier."""

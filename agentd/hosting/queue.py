@@ -130,7 +130,7 @@ class ReleaseQueue:
     def _first(self) -> Release | None:
         """A probe before everything else; and nothing else while the agent is frozen or in quarantine."""
         probe = next((waiting for waiting in self._waiting if waiting.kind is ReleaseKind.PROBE), None)
-        if probe is not None or not self._waiting or self._keeper.state.held:
+        if probe is not None or not self._waiting or self._keeper.held:
             return probe
         return self._waiting[0]
 

@@ -69,11 +69,11 @@ class Releases:
     @property
     def waiting(self) -> str:
         """What keeps the next release from going on by itself: a freeze, a quarantine, or the rate of promotions; empty if nothing does."""
-        return "" if self.idle else self._keeper.state.held or self._limited
+        return "" if self.idle else self._keeper.held or self._limited
 
     def _held(self, release: Release) -> bool:
         """Whether a freeze or a quarantine keeps `release` where it is. A probe never is: it asks whether to roll back."""
-        return release.kind is not ReleaseKind.PROBE and bool(self._keeper.state.held)
+        return release.kind is not ReleaseKind.PROBE and bool(self._keeper.held)
 
     @property
     def probing(self) -> bool:

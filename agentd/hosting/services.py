@@ -12,6 +12,7 @@ import agentd
 from agentd.clock import Clock
 from agentd.errors import AgentdError
 from agentd.events import EventBus
+from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.releases import LEASE
 from agentd.observability.metrics import Metrics
 from agentd.opto.budget import DAY, Ledger
@@ -33,6 +34,7 @@ class Services:
     metrics: Metrics
     llm: Llm
     ledger: Ledger
+    freeze: Freeze
     state_directory: Path
     epoch: int
     seed: int
@@ -68,6 +70,7 @@ async def open_services(settings: DaemonSettings, clock: Clock) -> AsyncIterator
             metrics=metrics,
             llm=llm,
             ledger=ledger,
+            freeze=Freeze(store, bus, clock, await read_freeze(store)),
             state_directory=settings.state_directory,
             epoch=await store.begin_epoch(),
             seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy

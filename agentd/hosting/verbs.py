@@ -19,10 +19,11 @@ class Verbs:
         self._on_source = on_source
 
     def _begins(self, what: str) -> None:
-        held = self._keeper.state.held
-        if held:
-            word = "unfreeze" if self._keeper.state.frozen is not None else "unquarantine"
-            raise Held(f"{self._keeper.name} can't {what}: it is {held}; `agentd {word} {self._keeper.name}` lets it go on")
+        state, name = self._keeper.shown, self._keeper.name
+        if state.held:
+            whose = "--all" if state.frozen is not None and state.frozen.everywhere else name
+            word = "unfreeze" if state.frozen is not None else "unquarantine"
+            raise Held(f"{name} can't {what}: it is {state.held}; `agentd {word} {whose}` lets it go on")
 
     # --- proposals ---------------------------------------------------------------------------------------------------
 

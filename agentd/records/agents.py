@@ -2,6 +2,8 @@
 
 import enum
 
+import msgspec
+
 from agentd.records.base import Record, Value
 from agentd.records.revisions import Parameter
 
@@ -49,6 +51,8 @@ class Hold(Record, frozen=True):
     at: float
     who: str
     reason: str = ""
+    everywhere: bool = False
+    """Put on all agents at once, those that come included."""
 
 
 class Conflict(Record, frozen=True):
@@ -99,6 +103,10 @@ class AgentState(Record, frozen=True):
     """Learned values that a changed source puts in question."""
     passed_over: str = ""
     """Digest of the source in the agent's folder while an older one serves, because that is what was rolled back to."""
+
+    def under(self, freeze: Hold | None) -> "AgentState":
+        """What holds of this agent while all agents are frozen: its own freeze comes first."""
+        return self if freeze is None or self.frozen is not None else msgspec.structs.replace(self, frozen=freeze)
 
     @property
     def held(self) -> str:

@@ -26,6 +26,8 @@ async def test_nothing_is_released_while_an_agent_is_frozen_and_everything_goes_
     running = await hosted.client.submit("cartpole", {"act": harder(code)})
     await hosted.until_pairs(running["id"], 1)
     waiting = await hosted.client.submit("cartpole", {"act": code.replace("10.0 * angle", "12.0 * angle")})
+    hosted.add_agent(name="mended", edit=lambda _: "schema = 1")
+    await hosted.client.reload()
     [status] = await hosted.client.freeze(None, reason="demonstration on Monday")
     assert status["state"]["frozen"]["reason"] == "demonstration on Monday"
 
@@ -48,12 +50,22 @@ async def test_nothing_is_released_while_an_agent_is_frozen_and_everything_goes_
     async def waits():
         return (await hosted.agent())["waiting"]
 
+    # an agent that could not be loaded when everything was frozen is frozen as it comes
+    declared = (hosted.agents / "cartpole" / "agent.toml").read_text()
+    (hosted.agents / "mended" / "agent.toml").write_text(declared.replace('name = "cartpole"', 'name = "mended"'))
     await hosted.start()
     assert (await hosted.until(waits)).startswith("frozen by operator")
     assert (await frozen(hosted))["who"] == "operator"
     assert (await hosted.client.release(waiting["id"]))["phase"] == "proposed"
     await hosted.client.decide("abort", "cartpole", waiting["id"])  # an operator may end what waits
-    await hosted.client.unfreeze("cartpole")
+
+    async def serves():
+        return (await hosted.agent("mended"))["health"] == "ok"
+
+    await hosted.until(serves)
+    assert await refused(hosted.client.submit("mended", {"act": code})) == (409, "held")
+    assert await refused(hosted.client.unfreeze("cartpole")) == (409, "held")  # as long as all are
+    await hosted.client.unfreeze(None)
     await hosted.until_pairs(running["id"], seen + 1)
     assert await frozen(hosted) is None
     robot.prove()

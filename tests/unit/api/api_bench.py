@@ -138,6 +138,7 @@ class Bench:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     problem: str = ""
     broken: dict[str, str] = field(default_factory=dict)
+    frozen: Hold | None = None
 
     def status(self) -> DaemonStatus:
         return DaemonStatus(
@@ -149,6 +150,7 @@ class Bench:
             store_url="sqlite:///state/agentd.db",
             agents=(self.agent_status("cartpole"),),
             broken=self.broken,
+            frozen=self.frozen,
         )
 
     def agent_status(self, agent: str) -> AgentStatus:
@@ -159,7 +161,7 @@ class Bench:
             mode=Mode.RELEASE,
             health="failed" if self.problem else "ok",
             problem=self.problem,
-            state=self.state,
+            state=self.state.under(self.frozen),
             release=self.current,
             devices={"bench-1": "ready"},
             isolation=2,
@@ -224,6 +226,16 @@ class Bench:
 
     async def unfreeze(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         return self._change("unfreeze", agent, who, reason, frozen=None)
+
+    async def freeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        self.asked.append(("freeze_all", who, reason))
+        self.frozen = Hold(at=NOW, who=who, reason=reason, everywhere=True)
+        return self.status()
+
+    async def unfreeze_all(self, *, who: str, reason: str = "") -> DaemonStatus:
+        self.asked.append(("unfreeze_all", who, reason))
+        self.frozen = None
+        return self.status()
 
     async def unquarantine(self, agent: str, *, who: str, reason: str = "") -> AgentStatus:
         return self._change("unquarantine", agent, who, reason, quarantine=None)

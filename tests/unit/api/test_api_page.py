@@ -47,6 +47,8 @@ async def test_the_page_says_what_holds_an_agent_back_and_what_waits_for_a_perso
         "agentd approve cartpole r9",
     ):
         assert words in text
+    api.bench.frozen = Hold(at=api.clock.now - 7300, who="<b>ada</b>", everywhere=True)
+    assert "Every agent is frozen, those that come included, by &lt;b&gt;ada&lt;/b&gt;, 2 h ago. agentd unfreeze --all" in await page(api)
 
 
 async def test_a_broken_agent_folder_is_shown_with_its_mistakes(api) -> None:

@@ -225,8 +225,10 @@ async def test_an_agent_is_held_and_let_go_with_name_and_reason(api, verb) -> No
 
 
 async def test_all_agents_are_frozen_at_once_and_each_says_so(api) -> None:
-    [agent] = (await api.operator.post("/api/v1/freeze", json={"who": "ada", "reason": "fire"})).json()["items"]
-    assert agent["state"]["frozen"] == {"at": api.clock.now, "who": "ada", "reason": "fire"}
+    answer = (await api.operator.post("/api/v1/freeze", json={"who": "ada", "reason": "fire"})).json()
+    [agent] = answer["items"]
+    assert agent["state"]["frozen"] == answer["frozen"] == {"at": api.clock.now, "who": "ada", "reason": "fire", "everywhere": True}
+    assert (await api.viewer.get("/api/v1/status")).json()["frozen"] == answer["frozen"]
     assert b'agentd_held{agent="cartpole",by="frozen"} 1.0' in (await api.viewer.get("/metrics")).content
     [agent] = (await api.operator.post("/api/v1/unfreeze", json={})).json()["items"]
     assert agent["state"]["frozen"] is None

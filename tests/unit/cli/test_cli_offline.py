@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from api_bench import BETTER
+from api_bench import BETTER, NOW
 
+from agentd.records import Event
 from agentd.settings import write_address
 
 
@@ -52,6 +53,16 @@ async def test_the_store_tells_the_same_as_the_daemon(cli, words) -> None:
     without = await cli(*words, "--json", "--store", str(cli.folder / "agentd.db"), state=False)
     assert with_daemon.exit_code == without.exit_code == 0
     assert json.loads(with_daemon.stdout) == json.loads(without.stdout)
+
+
+async def test_a_freeze_of_every_agent_is_read_from_the_log_in_the_store(cli) -> None:
+    store = ("--store", str(cli.folder / "agentd.db"))
+    frozen = Event(kind="daemon.frozen", at=NOW, who="ada", data={"reason": "incident 7"})
+    for event, expected in ((frozen, True), (Event(kind="daemon.unfrozen", at=NOW, data={"reason": ""}), False)):
+        await cli.api.store.commit(event)
+        for words in (("status",), ("status", "cartpole")):
+            shown = (await cli(*words, *store, state=False)).stdout
+            assert ("incident 7; `agentd unfreeze --all`" in shown) is expected
 
 
 async def test_an_agent_without_a_daemon_is_shown_as_stopped_with_its_last_scores(lonely) -> None:

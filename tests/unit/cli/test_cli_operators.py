@@ -13,7 +13,7 @@ from agentd.records import Conflict, Hold, Phase, Screening
 async def test_one_agent_or_all_are_frozen_with_a_reason_but_never_neither_or_both(cli, verb) -> None:
     assert (await cli(verb, "cartpole", "-m", "a demonstration")).exit_code == 0
     assert (await cli(verb, "--all")).exit_code == 0
-    assert [asked[0] for asked in cli.api.bench.asked] == [verb, verb]
+    assert [asked[0] for asked in cli.api.bench.asked] == [verb, f"{verb}_all"]
     assert cli.api.bench.asked[0] == (verb, "cartpole", "ada", "a demonstration")
     for wrong in ([verb], [verb, "cartpole", "--all"]):
         result = await cli(*wrong)
@@ -31,6 +31,19 @@ async def test_status_says_what_holds_an_agent_back_and_how_it_is_let_go(cli) ->
         assert "frozen" in result.stdout
         assert "\x1b[2J" not in result.stdout
     assert "agentd unfreeze cartpole" in (await cli("status")).stdout
+
+
+async def test_a_freeze_of_every_agent_is_shown_with_its_own_way_out_and_leaves_who_was_frozen_by_itself(cli) -> None:
+    result = await cli("freeze", "--all", "-m", "incident 7")
+    assert "cartpole, and every agent that comes" in result.stdout
+    for words in (("status",), ("status", "cartpole")):
+        result = await cli(*words)
+        assert "incident 7; `agentd unfreeze --all`" in result.stdout
+        assert "unfreeze cartpole" not in result.stdout
+    assert "not frozen: cartpole" in (await cli("unfreeze", "--all")).stdout
+    assert "frozen" not in (await cli("status")).stdout
+    await cli("freeze", "cartpole")
+    assert "frozen by itself: cartpole" in (await cli("unfreeze", "--all")).stdout
 
 
 async def test_an_agent_in_quarantine_is_unhealthy_until_it_is_lifted(cli) -> None:

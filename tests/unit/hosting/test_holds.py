@@ -5,11 +5,14 @@ from random import Random
 import msgspec
 import pytest
 
+from agentd.errors import Held
 from agentd.events import EventBus
+from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.holds import Holds
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
-from agentd.records import AgentState, Change, Mode, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Source, make_revision
+from agentd.hosting.verbs import Verbs
+from agentd.records import AgentState, Change, Hold, Mode, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Source, make_revision
 from agentd.store import SqlStore
 
 NOW = 1_800_000_000.0
@@ -32,16 +35,18 @@ class FixedClock:
 class Bench:
     """One agent as its keeper knows it. `again` is what a daemon knows after a crash: what is in the store."""
 
-    def __init__(self, spec, state, store, bus) -> None:
+    def __init__(self, spec, state, store, bus, freeze=None) -> None:
         self.store, self.spec, self.bus, self.clock = store, spec, bus, FixedClock()
-        self.keeper = Keeper(spec, state, store, bus, self.clock, Random(1))
+        self.freeze = Freeze(store, bus, self.clock, freeze)
+        self.keeper = Keeper(spec, state, store, bus, self.clock, Random(1), self.freeze)
         self.releases = Releases(self.keeper, self._ended)
+        self.verbs = Verbs(self.keeper, self.releases, None, lambda: None)
         self.holds = Holds(self.keeper, self.releases)
 
     async def _ended(self, release) -> None: ...
 
     async def again(self):
-        return Bench(self.spec, await self.store.agent("cartpole"), self.store, self.bus)
+        return Bench(self.spec, await self.store.agent("cartpole"), self.store, self.bus, await read_freeze(self.store))
 
     async def promoted(self, release, at, kind):
         history = (Change(phase=Phase.PROMOTED, at=at, who="agentd"),)
@@ -96,6 +101,33 @@ async def test_a_freeze_is_committed_with_who_and_why_and_the_first_one_stays(ma
     await after.holds.unfreeze(who="bob")
     assert after.keeper.state.held == ""
     assert await bench.kinds() == ["agent.frozen", "agent.unfrozen"]
+
+
+async def test_a_freeze_of_every_agent_is_in_the_log_holds_each_of_them_and_is_lifted_for_all_at_once(make_bench):
+    bench = await make_bench()
+    await bench.freeze.begin(who="ada", reason="incident 7")
+    assert await bench.freeze.begin(who="bob") is None
+    after = await bench.again()
+    assert after.freeze.hold == Hold(at=NOW, who="ada", reason="incident 7", everywhere=True)
+    assert after.keeper.held == "frozen by ada: incident 7"
+    assert after.keeper.state.frozen is None
+    with pytest.raises(Held, match="agentd unfreeze --all"):
+        await after.verbs.submit({"gain": 2.0}, who="ada")
+    with pytest.raises(Held, match="agentd unfreeze --all"):
+        await after.holds.unfreeze(who="ada")
+    await after.holds.freeze(who="carl")
+    await after.freeze.end(who="bob")
+    assert await after.freeze.end(who="bob") is None
+    assert (await after.again()).freeze.hold is None
+    assert (await after.again()).keeper.held == "frozen by carl"  # by itself
+    await after.holds.unfreeze(who="carl")
+    assert after.keeper.held == ""
+    assert [event.kind for event in await bench.store.events()] == [
+        "daemon.frozen",
+        "agent.frozen",
+        "daemon.unfrozen",
+        "agent.unfrozen",
+    ]
 
 
 async def test_nothing_but_a_probe_is_taken_from_the_queue_while_frozen(make_bench):

@@ -7,6 +7,7 @@ import pytest
 
 from agentd.clock import SystemClock
 from agentd.events import EventBus
+from agentd.hosting.freeze import Freeze
 from agentd.hosting.improver import Improver
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
@@ -24,7 +25,7 @@ STATE = AgentState(name="cartpole", source=SOURCE.digest, stable=FORCED.id, last
 class Alarmed:
     def __init__(self, spec, store, bus) -> None:
         self.store = store
-        self.keeper = Keeper(spec, STATE, store, bus, SystemClock(), Random(1))
+        self.keeper = Keeper(spec, STATE, store, bus, SystemClock(), Random(1), Freeze(store, bus, SystemClock()))
         self.releases = Releases(self.keeper, self._ended)
         improver = Improver(self.keeper, self.releases, OptimizerProcess(), None, (), 1)
         self.watcher = Watcher(self.keeper, self.releases, improver, WatchSettings())
