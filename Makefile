@@ -7,10 +7,12 @@ INSTALLED := .venv/.installed
 PEER := .venv-peer/bin/python
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What is never imported need not be compiled: that is most of half a minute.
+PIP := --quiet --no-compile
 # Tests start hundreds of processes; without compiled files beside the sources each would compile agentd anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests test-long coverage check bench venv tools
+.PHONY: help demo test tests test-long coverage check bench venv tools upgrade
 
 help:
 	@echo "make demo       set up, then watch a controller break and recover (about three minutes; Ctrl-C ends it)"
@@ -19,6 +21,7 @@ help:
 	@echo "make coverage   the tests of make test once more, with a table of the lines and branches that they reach"
 	@echo "make check      only the static checks"
 	@echo "make bench      measurements; they assert nothing"
+	@echo "make upgrade    the newest releases of what agentd needs, into .venv and constraints.txt; run make test after it"
 
 demo: venv
 	@$(BIN)/agentd demo $(DEMO)
@@ -55,14 +58,18 @@ $(PEER): | venv
 
 venv: $(INSTALLED)
 
-# The stamp is newer than pyproject.toml exactly when .venv holds what it asks for.
-$(INSTALLED): pyproject.toml
+# The stamp is newer than pyproject.toml and constraints.txt exactly when .venv holds what they ask for.
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentd needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	$(call debian,$(PYTHON) -c "import ensurepip",python3-venv)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing agentd and its tools into .venv (once; a minute or two)"
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install $(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+upgrade: venv
+	$(BIN)/python -m pip install $(PIP) --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 # Tests talk to a real broker, and promtool checks the metrics.
 tools:
