@@ -1,17 +1,11 @@
-"""From an agent's specification to its environment."""
+"""From an agent's specification to its environment. Only the module of its kind is imported."""
+# ruff: noqa: PLC0415 - a runner of Gymnasium environments needs no MQTT, one of MQTT devices no Gymnasium
 
 import random
 from pathlib import Path
 
 from agentd.clock import Clock
 from agentd.environments.contract import Environment
-from agentd.environments.dataset import make_dataset
-from agentd.environments.gymnasium import GymnasiumEnvironment
-from agentd.environments.mapped import MappedEnvironment
-from agentd.environments.mapping import Mapping
-from agentd.environments.mqtt import MqttEnvironment
-from agentd.environments.mqtt_link import LinkOptions
-from agentd.environments.python import make_python
 from agentd.environments.spaces import fit
 from agentd.errors import PlantError
 from agentd.spec import AgentSpec, EnvironmentKind, space_record
@@ -27,6 +21,8 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
     if section.kind is EnvironmentKind.GYMNASIUM:
         if section.id is None:
             raise PlantError("[environment] id is missing: the name of a Gymnasium environment")
+        from agentd.environments.gymnasium import GymnasiumEnvironment
+
         return GymnasiumEnvironment(
             section.id,
             args=section.args,
@@ -40,10 +36,14 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
     if section.kind is EnvironmentKind.DATASET:
         if section.dataset is None:
             raise PlantError("[environment.dataset] is missing: the file with the cases")
+        from agentd.environments.dataset import make_dataset
+
         return make_dataset(section.dataset, Path(section.folder), devices=section.devices, spaces=spaces, clock=clock)
     if section.kind is EnvironmentKind.PYTHON:
         if section.entrypoint is None:
             raise PlantError("[environment] entrypoint is missing: a class or a function of the agent's folder")
+        from agentd.environments.python import make_python
+
         return make_python(
             section.entrypoint,
             Path(section.folder),
@@ -60,6 +60,8 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         safe_action = fit(spaces[1], safe_action)
     except ValueError as error:
         raise PlantError(f"[environment.safe_action] value: {error}") from error
+    from agentd.environments.mqtt_link import LinkOptions
+
     options = LinkOptions(
         agent=spec.agent.name,
         session=session,
@@ -71,5 +73,10 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
         generator=generator,
     )
     if section.mqtt.mapping is not None:
+        from agentd.environments.mapped import MappedEnvironment
+        from agentd.environments.mapping import Mapping
+
         return MappedEnvironment(Mapping(section.mqtt.mapping, spaces[1]), **options)
+    from agentd.environments.mqtt import MqttEnvironment
+
     return MqttEnvironment(**options)

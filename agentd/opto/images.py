@@ -7,12 +7,15 @@ as bytes, or a data URL in a text, such as feedback.py may put into its words. A
 import base64
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeGuard
 
 from agentd.records import Problem, Step, Value
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_SIDE = 512
 """Pixels: more is not looked at closely anyway, and costs tokens."""
@@ -32,7 +35,7 @@ def pictures(value: Value, depth: int = _DEPTH) -> Iterator[str]:
         kind = "webp" if value[:4] == b"RIFF" and value[8:12] == b"WEBP" else kind
         if kind and len(value) * 4 // 3 < MAX_URL - 64:
             yield _url(value, kind)
-    elif isinstance(value, np.ndarray):
+    elif _is_array(value):
         if _is_picture(value):
             yield _url(_png(value), "png")
     elif depth and isinstance(value, Mapping):
@@ -71,17 +74,24 @@ def chosen(cases: Sequence[Sequence[str]], limit: int) -> list[tuple[int, str]]:
     return [(number, url) for url, number in list(seen.items())[:limit]]
 
 
-def _is_picture(value: np.ndarray) -> bool:
+def _is_array(value: Value) -> "TypeGuard[np.ndarray]":
+    numpy = sys.modules.get("numpy")  # where nobody has loaded it there are no arrays
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _is_picture(value: "np.ndarray") -> bool:
     shape = value.shape
-    return value.dtype == np.uint8 and len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) >= _SMALLEST
+    return value.dtype == "uint8" and len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) >= _SMALLEST
 
 
 def _url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _png(pixels: "np.ndarray") -> bytes:
     """`pixels` as a PNG file (ISO/IEC 15948), every so many rows and columns so that no side is longer than `MAX_SIDE`."""
+    import numpy as np  # noqa: PLC0415 - loaded already, since this is an array
+
     every = -(-max(pixels.shape[:2]) // MAX_SIDE)
     pixels = np.ascontiguousarray(pixels[::every, ::every])
     height, width, channels = pixels.shape

@@ -57,7 +57,7 @@ async def end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
 def start(paths: RunnerPaths, setup: Setup) -> None:
     """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread."""
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment["OPENBLAS_NUM_THREADS"] = "1"
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}  # it would look for them in every installed package
     command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
     with subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
