@@ -13,6 +13,7 @@ from agentd.opto.budget import Ledger
 from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, Message
 from agentd.opto.llm import LitellmClient, LlmSettings
 from agentd.trace import submit
+from agentd.trace.host import checked
 
 __all__ = ["SCRIPT", "UNLIMITED", "Listener", "ScriptHost", "model_names", "opened", "run"]
 
@@ -67,13 +68,25 @@ class ScriptHost:
     def __init__(self, llm: Any = None) -> None:
         self._llm = llm
 
-    def complete(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int = 2048, temperature: float = 0.3) -> str:
+    def complete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """The model's answer. Raises ModelError, also where no model is named."""
-        said = tuple(Message(role=message["role"], content=message["content"]) for message in messages)
-        request = LlmRequest(
-            agent=SCRIPT, purpose="program", messages=said, models=model_names(self._llm), max_tokens=max_tokens, temperature=temperature
+        return run(self._ask(self._request(messages, options))).text
+
+    async def acomplete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """As `complete`."""
+        return (await self._ask(self._request(messages, options))).text
+
+    def _request(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> LlmRequest:
+        said = tuple(Message(role=role, content=text) for role, text in checked(messages, options))
+        model = options.get("model")
+        return LlmRequest(
+            agent=SCRIPT,
+            purpose="program",
+            messages=said,
+            models=(model,) if model else model_names(self._llm),
+            max_tokens=options.get("max_tokens", 2048),
+            temperature=options.get("temperature", 0.3),
         )
-        return run(self._ask(request)).text
 
     async def _ask(self, request: LlmRequest) -> LlmReply:
         async with opened(self._llm) as llm:

@@ -6,7 +6,7 @@ Fields are only ever added, with a default: an older record must stay readable.
 
 from agentd.records.agents import AgentState, Conflict, Hold, Mode, Watch, WatchSettings
 from agentd.records.base import Record, Value
-from agentd.records.episodes import Episode, EpisodeSummary, Feedback, Metric, Outcome, Purpose, Role, Space, Step
+from agentd.records.episodes import Episode, EpisodeSummary, Exchange, Feedback, Metric, Outcome, Purpose, Role, Space, Step
 from agentd.records.events import Event
 from agentd.records.evidence import Pair, PairPlan, Single
 from agentd.records.optimizing import MemoryEntry, Problem, Proposal, Usage
@@ -33,6 +33,7 @@ __all__ = [
     "Episode",
     "EpisodeSummary",
     "Event",
+    "Exchange",
     "Exposure",
     "Feedback",
     "Goal",

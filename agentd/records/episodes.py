@@ -45,10 +45,30 @@ class Space(Record, frozen=True):
     start: int = 0
 
 
+class Exchange(msgspec.Struct, frozen=True, array_like=True):
+    """A question to a language model and what came of it, as the runner noted it.
+
+    `key` names the whole question (`agentd.trace.host.question_key`), empty where the exchange was too long to be kept whole. `messages`
+    are (role, text), long ones shortened. `answer` is whole. `error` begins with the name of ModelError or BudgetExhausted where there was
+    no answer. `seconds` from question to answer.
+    """
+
+    key: str
+    messages: tuple[tuple[str, str], ...]
+    answer: str = ""
+    error: str = ""
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+    seconds: float = 0.0
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One tick: what was seen, what the plant got, and what came of it.
 
-    `safe` is why the safe action was used instead of the policy's, or None. `latency` is seconds from observation to action.
+    `safe` is why the safe action was used instead of the policy's, or None. `latency` is seconds from observation to action. `exchanges`
+    are what the policy asked of models meanwhile.
     """
 
     tick: int
@@ -60,6 +80,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     info: dict[str, Value] = {}
     safe: str | None = None
     latency: float = 0.0
+    exchanges: tuple[Exchange, ...] = ()
 
 
 class Episode(Record, frozen=True):

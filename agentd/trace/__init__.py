@@ -16,6 +16,7 @@ from agentd.trace.host import Host, hosted
 from agentd.trace.iterators import iterate
 from agentd.trace.modules import Module, model
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode, node
+from agentd.trace.operators import acall_llm, call_llm
 
 __all__ = [
     "GRAPH",
@@ -34,8 +35,10 @@ __all__ = [
     "ParameterNode",
     "Seq",
     "TraceMissingInputsError",
+    "acall_llm",
     "apply_op",
     "bundle",
+    "call_llm",
     "hosted",
     "iterate",
     "model",

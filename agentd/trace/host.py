@@ -1,29 +1,42 @@
 """How traced code reaches models: through whoever runs it, who holds the keys and the budget.
 
 A script that says nothing has the models that the environment names, as a program for Trace has; it is found by name, since it lies in a
-higher layer.
+higher layer. Hosted, the runner answers (agentd.sandbox.host asks it).
 """
 
 from __future__ import annotations
 
+import collections
 import contextvars
+import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from agentd.errors import TraceError
+import msgspec
 
-__all__ = ["Host", "current_host", "hosted"]
+from agentd.errors import BudgetExhausted, ModelError, OptimizerError, TraceError
+from agentd.records import Exchange
+
+__all__ = ["Host", "Recorded", "RecordedHost", "checked", "current_host", "hosted", "question_key"]
 
 _OF_SCRIPTS = "agentd.opto.script_models", "ScriptHost"
+_OPTIONS = {"max_tokens", "temperature", "model"}
+_ROLES = {"system", "user", "assistant"}
 
 
 class Host(Protocol):
-    """Who runs the program. Called from the program's own thread, also from within an event loop, and blocks."""
+    """Who runs the program. Options: max_tokens, temperature, model (one of those that the program may use)."""
 
     def complete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-        """A model's answer to `messages` (each with "role" and "content"). Raises ModelError and BudgetExhausted."""
+        """A model's answer to `messages` (each with "role" and "content"). Called from the program's own thread, also from within an
+        event loop, and blocks. Raises ModelError and BudgetExhausted.
+        """  # noqa: D205 - one thought
+        ...
+
+    async def acomplete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """As `complete`, for who goes on with other things meanwhile."""
         ...
 
 
@@ -41,7 +54,7 @@ def hosted(host: Host) -> Iterator[None]:
 
 
 def current_host() -> Host:
-    """The host of this context. Raises TraceError where there is none, as in a sandbox."""
+    """The host of this context. Raises TraceError where there is none."""
     host = _host.get()
     if host is not None:
         return host
@@ -51,3 +64,74 @@ def current_host() -> Host:
     except (ImportError, OSError) as error:
         raise TraceError(f"whoever runs this program gives it no model ({error})") from error
     return made
+
+
+def checked(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The messages as (role, text). Raises TypeError or ValueError for what is no question."""
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise TypeError(f"a model's options are {', '.join(sorted(_OPTIONS))}, not {', '.join(unknown)}")
+    found = tuple((message["role"], message["content"]) for message in messages)
+    for role, text in found:
+        if role not in _ROLES:
+            raise ValueError(f"a message's role is one of {', '.join(sorted(_ROLES))}, not {role!r}")
+        if not isinstance(text, str):
+            raise TypeError(f"a message's content is text, not a {type(text).__name__}")
+    if not found:
+        raise ValueError("there is no message to answer")
+    return found
+
+
+def question_key(
+    messages: Iterable[tuple[str, str]], *, model: str | None = None, max_tokens: int | None = None, temperature: float | None = None
+) -> str:
+    """The name of a question: the same for the same messages and options only."""
+    asked = [list(messages), model, max_tokens, None if temperature is None else float(temperature)]
+    return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()[:32]
+
+
+class Recorded:
+    """Recorded answers by question. One that was asked several times has its answers in the order in which they came."""
+
+    def __init__(self, exchanges: Iterable[Exchange]) -> None:
+        self._waiting: dict[str, collections.deque[Exchange]] = {}
+        for exchange in exchanges:
+            if exchange.key:
+                self._waiting.setdefault(exchange.key, collections.deque()).append(exchange)
+        self.missing = ""
+        """The first question that has no recorded answer: what followed it is no replay."""
+
+    def take(self, key: str, messages: Sequence[tuple[str, str]]) -> Exchange | None:
+        """The next recorded answer to this question, None where there is none (more)."""
+        waiting = self._waiting.get(key)
+        if waiting:
+            return waiting.popleft()
+        self.missing = self.missing or f"a model is asked what is not recorded: {messages[-1][1][:200]!r}"
+        return None
+
+
+class RecordedHost:
+    """Answers from the record alone, for a replay in this process."""
+
+    def __init__(self, exchanges: Iterable[Exchange]) -> None:
+        self.recorded = Recorded(exchanges)
+
+    def complete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The recorded answer, or the recorded error."""
+        asked = checked(messages, options)
+        exchange = self.recorded.take(question_key(asked, **options), asked)
+        if exchange is None:
+            raise ModelError(self.recorded.missing, model="")
+        if exchange.error:
+            raise error_of(exchange)
+        return exchange.answer
+
+    async def acomplete(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """As `complete`."""
+        return self.complete(messages, **options)
+
+
+def error_of(exchange: Exchange) -> OptimizerError:
+    """The error that a model's answer was."""
+    kind, _, text = exchange.error.partition(": ")
+    return BudgetExhausted(text) if kind == "BudgetExhausted" else ModelError(text, model=exchange.model)

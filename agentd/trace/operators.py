@@ -54,9 +54,18 @@ def call(fun: Any, *args: Any, **kwargs: Any) -> Any:
 
 @bundle()  # type: ignore[untyped-decorator]  # as above
 def call_llm(system_prompt: Any, *user_prompts: Any, **options: Any) -> str:
-    """Asks the language model of whoever runs the program (agentd.trace.host). Options: max_tokens, temperature."""
-    messages = [{"role": "system", "content": str(system_prompt)}, *({"role": "user", "content": str(text)} for text in user_prompts)]
-    return current_host().complete(messages, **options)
+    """Asks the language model of whoever runs the program (agentd.trace.host). Options: max_tokens, temperature, model."""
+    return current_host().complete(_messages(system_prompt, user_prompts), **options)
+
+
+@bundle()  # type: ignore[untyped-decorator]  # as above
+async def acall_llm(system_prompt: Any, *user_prompts: Any, **options: Any) -> str:
+    """Asks the language model as call_llm does, and lets other tasks go on meanwhile."""
+    return await current_host().acomplete(_messages(system_prompt, user_prompts), **options)
+
+
+def _messages(system_prompt: Any, user_prompts: tuple[Any, ...]) -> list[dict[str, str]]:
+    return [{"role": "system", "content": str(system_prompt)}, *({"role": "user", "content": str(text)} for text in user_prompts)]
 
 
 def _takes_nodes(function: Any) -> bool:

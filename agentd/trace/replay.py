@@ -13,6 +13,7 @@ from typing import Any
 
 from agentd.records import Record, Step, Value
 from agentd.trace.context import stop_tracing
+from agentd.trace.host import RecordedHost, hosted
 from agentd.trace.nodes import Node, unwrap
 
 _MAX_DIFFERENCES = 50
@@ -128,20 +129,28 @@ def replay(policy: Any, steps: Sequence[Step], *, seed: int | None = None, toler
     """Runs `policy` (an object with `act`, and `reset` where it has one) over the recorded observations, untraced.
 
     A policy with a memory of its own is reset with the episode's `seed` and sees safe ticks too (their actions are not compared), so
-    that its memory is what it was.
+    that its memory is what it was. What it asks of models is answered from the steps' exchanges; what isn't there ends the replay.
     """
     actions: dict[int, Value] = {}
     error, failed_at = "", None
     with stop_tracing():
         step: Step | None = None
+        host = RecordedHost(())
         try:
             if hasattr(policy, "reset"):
                 policy.reset(seed)
             for step in steps:
                 if is_lossless(step.observation):
-                    actions[step.tick] = _plain(policy.act(step.observation))
+                    host = RecordedHost(step.exchanges)
+                    with hosted(host):
+                        action = _plain(policy.act(step.observation))
+                    if host.recorded.missing:
+                        break
+                    actions[step.tick] = action
         except Exception as raised:  # noqa: BLE001 - whatever the policy raises is the finding
             error, failed_at = f"({type(raised).__name__}) {raised}", None if step is None else step.tick
+        if host.recorded.missing:  # what the program made of that is no finding
+            error, failed_at = host.recorded.missing, None if step is None else step.tick
     return compare(steps, actions, tolerance=tolerance, error=error, failed_at=failed_at)
 
 
