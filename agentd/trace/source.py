@@ -59,7 +59,10 @@ def _lines(code: types.CodeType, namespace: dict[str, Any]) -> list[str]:
     if not lines:  # linecache asks no loader for a name like "<agent>"
         loader = namespace.get("__loader__")
         get_source = getattr(loader, "get_source", None)
-        text = get_source(namespace.get("__name__")) if get_source is not None else None
+        try:
+            text = get_source(namespace.get("__name__")) if get_source is not None else None
+        except ImportError:  # the file can't be read, as in a sandbox
+            text = None
         lines = (text or "").splitlines(keepends=True)
     return lines
 
@@ -283,7 +286,7 @@ def _frame_source(frame: types.FrameType, sources: Mapping[types.CodeType, str])
     code = frame.f_code
     if code in sources:
         return sources[code], 1
-    if frame.f_globals.get("__name__", "").startswith("agentd.trace"):
+    if frame.f_globals.get("__name__", "").startswith(("agentd.trace", "agentd.sandbox")):
         return None  # the library's own frames explain nothing
     try:
         lines = _lines(code, frame.f_globals)

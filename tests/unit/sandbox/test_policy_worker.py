@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def zygote() -> AsyncIterator[Zygote]:
-    async with await Zygote.start(imports=("math", "numpy"), min_isolation=1) as started:
+    async with await Zygote.start(imports=("fractions", "math", "numpy"), min_isolation=1) as started:
         yield started
 
 
@@ -105,6 +105,23 @@ async def test_a_revision_values_are_assigned_by_path_and_defaults_are_told_unch
 async def test_values_that_do_not_fit_the_source_are_refused_with_the_reason(zygote: Zygote, values: dict[str, Any], told: str) -> None:
     with pytest.raises(LoadError, match=told):
         await start(zygote, TRACED, values=values)
+
+
+async def test_an_error_within_a_module_whose_file_can_not_be_read_is_still_the_program_s(zygote: Zygote) -> None:
+    text = """
+import fractions
+from agentd.trace import bundle
+class P:
+    def act(self, observation):
+        return self.parse(observation)
+    @bundle()
+    def parse(self, observation):
+        return fractions.Fraction(observation)
+"""
+    async with await start(zygote, text, limits=Limits(load_timeout=30.0, step_timeout=10.0, allowed_imports=("fractions",))) as worker:
+        await worker.reset("robot", "e1", 1)
+        with pytest.raises(PolicyError, match="Invalid literal for Fraction: 'half'"):
+            await worker.act("robot", 0, "half")
 
 
 async def test_arguments_of_agent_toml_reach_the_factory(zygote: Zygote) -> None:
