@@ -205,6 +205,26 @@ class OptimizerSection(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class PolicyBudgetSection(Section):
+    """`[models] budget`: of the agent itself, apart from its optimizer's."""
+
+    dollars_per_day: Annotated[float, Field(ge=0)] = 5.0
+    calls_per_hour: Annotated[int, Field(ge=0)] = 1000
+
+
+class ModelsSection(Section):
+    """`[models]`: the program may ask language models while it acts (`agentd.trace.call_llm`).
+
+    `names` are litellm names in order of preference; none: those of the daemon's settings. `max_tokens` is the longest answer that a call
+    may ask for, and what it gets where it doesn't say.
+    """
+
+    names: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    budget: PolicyBudgetSection = PolicyBudgetSection()
+    calls_per_step: Annotated[int, Field(ge=1, le=64)] = 8
+    max_tokens: Annotated[int, Field(ge=1, le=16_384)] = 2048
+
+
 class PruneSection(Section):
     """`[release] prune`."""
 
@@ -320,6 +340,7 @@ class AgentSpec(Section):
     metrics: Annotated[tuple[MetricSection, ...], AfterValidator(_check_metrics)] = (MetricSection(name="score"),)
     feedback: FeedbackSection | None = None
     parameters: dict[Annotated[str, AfterValidator(_check_path)], ParameterSection] = Field(default_factory=dict)
+    models: ModelsSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     release: ReleaseSection = ReleaseSection()
     watch: WatchSection = WatchSection()
@@ -339,6 +360,11 @@ class AgentSpec(Section):
             yield (
                 "release.goal",
                 'should be "better" with begin = "device": without pairs there is no anchor, and a margin ratchets down',
+            )
+        if "models" in table and "step_timeout" not in _table(table, "sandbox"):
+            yield (
+                "sandbox.step_timeout",
+                'required with [models]: how long a step may take, the answers of models included, such as "60s"',
             )
         metrics = table.get("metrics")
         if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table:

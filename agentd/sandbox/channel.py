@@ -10,8 +10,9 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from agentd import codec
 from agentd.errors import CodecError, IsolationError, LoadError, PolicyError, ProtocolViolation, SandboxError, WorkerTimeout
 from agentd.records import Value
 from agentd.sandbox.wire import (
@@ -22,7 +23,9 @@ from agentd.sandbox.wire import (
     MAX_PACKET,
     MAX_TRACEBACK,
     Answer,
+    Asked,
     Failure,
+    Told,
     Trace,
     announced,
     packets,
@@ -34,11 +37,25 @@ from agentd.sandbox.wire import (
 _NUMBERS = struct.Struct("256I")
 
 
+class Desk(Protocol):
+    """Who answers what a worker asks of models within one call."""
+
+    most: int
+    """So many questions may be asked; a worker that asks more is ended."""
+
+    def ask(self, question: Asked, until: float, tell: Callable[[Told], None]) -> None:
+        """Answer by `tell`, at any time. What is told after the call is thrown away. The worker is ended at `until` (the loop's time)."""
+
+    def close(self) -> None:
+        """The call is over, and nobody waits for an answer."""
+
+
 class _Call(NamedTuple):
     number: int
     message: bytes
     timeout: float
     future: asyncio.Future[Value]
+    desk: Desk | None = None
 
 
 class Channel:
@@ -58,6 +75,9 @@ class Channel:
         self._idle: deque[_Call] = deque()  # calls for when no other waits; bounded in the same way
         self._outgoing: Iterator[bytes | memoryview] | None = None
         self._unsent: bytes | memoryview = b""
+        self._asked = 0
+        """Questions within the open call."""
+        self._telling: deque[bytes] = deque()  # bounded by the questions that a call may ask
         self._buffer = bytearray(MAX_PACKET + 1)  # one byte more than allowed, to see that a packet is too long
         self._view = memoryview(self._buffer)
         self._parts: list[bytes] = []
@@ -74,10 +94,11 @@ class Channel:
             self._numbers = list(_NUMBERS.unpack(os.urandom(_NUMBERS.size)))
         return self._numbers.pop()
 
-    def call(self, number: int, message: bytes, timeout: float, *, urgent: bool = True) -> asyncio.Future[Value]:
+    def call(self, number: int, message: bytes, timeout: float, *, urgent: bool = True, desk: Desk | None = None) -> asyncio.Future[Value]:
         """Send the encoded request `number`; the future gets its answer within `timeout` seconds from when it was sent.
 
-        Calls are made in order, but those that aren't `urgent` only when no other waits.
+        Calls are made in order, but those that aren't `urgent` only when no other waits. Where there is a `desk`, it answers what the
+        worker asks meanwhile; the time goes on.
 
         The future's errors: PolicyError and its siblings for a Failure, WorkerTimeout, ProtocolViolation, WorkerDied. A cancelled call
         keeps its place: the worker finishes it, and the answer is thrown away. Raises CodecError for a message that is too long.
@@ -85,7 +106,7 @@ class Channel:
         if len(message) > MAX_MESSAGE:
             raise CodecError(f"a message of {len(message)} bytes is longer than the {MAX_MESSAGE} that a worker's channel carries")
         future: asyncio.Future[Value] = self._loop.create_future()
-        call = _Call(number, message, timeout, future)
+        call = _Call(number, message, timeout, future, desk)
         if self._error is not None:
             future.set_exception(self._error)
         elif self._current is None and self._open:
@@ -111,6 +132,8 @@ class Channel:
         self._waiting.clear()
         self._idle.clear()
         for call in calls:
+            if call.desk is not None:
+                call.desk.close()
             if not call.future.done():
                 call.future.set_exception(error)
 
@@ -129,6 +152,7 @@ class Channel:
 
     def _start(self, call: _Call) -> None:
         self._current = call
+        self._asked = 0
         self._deadline = deadline = self._loop.time() + call.timeout
         if self._timer is None or self._timer.when() > deadline:
             if self._timer is not None:
@@ -221,7 +245,13 @@ class Channel:
         reply = reply_of(message)
         if call is None or reply.id != call.number or self._outgoing is not None:
             raise CodecError(f"an answer to request {reply.id}, which is not open")
+        if isinstance(reply, Asked):
+            self._hear(call, reply)
+            return
         self._current = None
+        if call.desk is not None:
+            call.desk.close()
+            self._stop_telling()
         if not call.future.done():
             if isinstance(reply, Answer):
                 call.future.set_result(reply.value)
@@ -230,6 +260,43 @@ class Channel:
             else:
                 call.future.set_exception(_error_of(reply))
         self._start_next()
+
+    # --- questions within a call ---
+
+    def _hear(self, call: _Call, question: Asked) -> None:
+        """Raises CodecError for a question that may not be asked."""
+        self._asked += 1
+        if call.desk is None:
+            raise CodecError("a question to a model, in a request that allows none")
+        if question.number != self._asked or self._asked > call.desk.most:
+            raise CodecError(f"question {question.number} where question {self._asked} of {call.desk.most} could come")
+        call.desk.ask(question, self._deadline, lambda told: self._tell(call, told))
+
+    def _tell(self, call: _Call, told: Told) -> None:
+        if self._current is not call or not self._open:
+            return  # the worker didn't wait for it
+        self._telling.append(codec.encode(told))
+        if len(self._telling) == 1:
+            self._tell_on()
+
+    def _tell_on(self) -> None:
+        """Send as many of the answers as the socket takes; called when it can take some."""
+        try:
+            while self._telling:
+                self._socket.send(self._telling[0])
+                self._telling.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._tell_on)
+            return
+        except OSError:
+            self._end(None)
+            return
+        self._loop.remove_writer(self._socket)
+
+    def _stop_telling(self) -> None:
+        if self._telling:
+            self._telling.clear()
+            self._loop.remove_writer(self._socket)
 
     def _start_next(self) -> None:
         while self._current is None and (waiting := self._waiting or self._idle):

@@ -3,7 +3,7 @@
 from typing import Self
 
 from agentd.records import Record
-from agentd.spec import SandboxSection, parse_duration, parse_size
+from agentd.spec import ModelsSection, SandboxSection, parse_duration, parse_size
 
 
 class Limits(Record, frozen=True):
@@ -13,13 +13,16 @@ class Limits(Record, frozen=True):
     step_timeout: float = 0.5
     load_timeout: float = 10.0
     allowed_imports: tuple[str, ...] = ("math", "numpy")
+    model_calls: int = 0
+    """Questions to models in one step; 0 for programs that may ask none."""
 
     @classmethod
-    def from_spec(cls, section: SandboxSection) -> Self:
+    def from_spec(cls, section: SandboxSection, models: ModelsSection | None = None) -> Self:
         """The limits of an agent."""
         return cls(
             memory_bytes=parse_size(section.memory_limit),
             step_timeout=parse_duration(section.step_timeout),
             load_timeout=parse_duration(section.load_timeout),
             allowed_imports=section.allowed_imports,
+            model_calls=models.calls_per_step if models is not None else 0,
         )

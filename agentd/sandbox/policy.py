@@ -10,13 +10,28 @@ import msgspec
 from agentd import codec
 from agentd.errors import CodecError, LoadError, PolicyError, ProtocolViolation, SandboxError
 from agentd.records import Parameter, Revision, Source, Value
+from agentd.sandbox.channel import Desk
 from agentd.sandbox.limits import Limits
 from agentd.sandbox.process import WorkerProcess
-from agentd.sandbox.wire import MAX_TRACE, Act, Fetch, Finish, LoadState, Reset, State, Trace
+from agentd.sandbox.wire import MAX_TRACE, Act, Asked, Fetch, Finish, LoadState, Reset, State, Told, Trace
 from agentd.sandbox.zygote import Zygote
 
 UNCHANGED: Value = msgspec.UNSET
 """The plant got what the policy answered."""
+
+
+class NoModels:
+    """The desk where nobody gives a program the models that it may ask elsewhere."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def ask(self, question: Asked, until: float, tell: Callable[[Told], None]) -> None:  # noqa: ARG002 - the contract's arguments
+        """Refuse."""
+        tell(Told(question.id, question.number, "there are no models here", error="ModelError"))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Cut(NamedTuple):
@@ -39,6 +54,7 @@ class PolicyWorker:
         self._zygote = zygote
         self._limits = limits
         self._channel = process.channel
+        self._nobody = NoModels(limits.model_calls) if limits.model_calls else None
         self.parameters = parameters
         self.isolation = zygote.level
         self.pid = process.pid
@@ -61,7 +77,9 @@ class PolicyWorker:
         fit the revision, IsolationError, WorkerDied, WorkerTimeout.
         """
         process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
-        answer = await process.load(source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0)
+        answer = await process.load(
+            source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0, model_calls=limits.model_calls
+        )
         try:
             parameters = msgspec.convert(answer, tuple[Parameter, ...])
         except msgspec.ValidationError as error:
@@ -78,21 +96,24 @@ class PolicyWorker:
         derived = self._zygote.policy_seed(seed)
         await self._process.call(lambda number: Reset(number, device, derived), self._limits.load_timeout)
 
-    async def act(self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED) -> Value:
+    async def act(self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED, desk: Desk | None = None) -> Value:
         """The policy's action for `observation`, as a plain value: untrusted, anything may be in it.
 
         `safe` is what the plant got at the tick before, when it was not the policy's answer (a safe or a clipped action): the
-        trace then shows that instead. Raises WorkerTimeout after `step_timeout`.
+        trace then shows that instead. `desk` answers what the program asks of models. Raises WorkerTimeout after `step_timeout`, within
+        which these answers come too.
         """
-        return await self.ask(device, tick, observation, safe=safe)
+        return await self.ask(device, tick, observation, safe=safe, desk=desk)
 
-    def ask(self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED) -> asyncio.Future[Value]:
+    def ask(
+        self, device: str, tick: int, observation: Value, *, safe: Value = UNCHANGED, desk: Desk | None = None
+    ) -> asyncio.Future[Value]:
         """`act` for who doesn't wait in a task of its own: the request is sent before this returns, the future gets the action."""
         replaced = safe is not UNCHANGED
         number = self._channel.next_number()
         request = Act(number, device, tick, observation, replaced, safe if replaced else None)
         try:
-            return self._channel.call(number, codec.encode(request), self._limits.step_timeout)
+            return self._channel.call(number, codec.encode(request), self._limits.step_timeout, desk=desk or self._nobody)
         except CodecError as error:
             raise PolicyError(f"the observation can't be passed on: {error}") from error
 

@@ -55,11 +55,13 @@ class WorkerProcess:
             os.close(writing)
         return cls(child, ours, reading, on_log)
 
-    async def load(self, source: Source, entrypoint: str, values: dict[str, Value], limits: Limits, *, data_only: bool) -> Value:
+    async def load(
+        self, source: Source, entrypoint: str, values: dict[str, Value], limits: Limits, *, data_only: bool, model_calls: int = 0
+    ) -> Value:
         """Send the program. Raises LoadError, IsolationError, WorkerDied, WorkerTimeout; the process is then closed."""
         try:
             return await self.call(
-                lambda number: Load(number, source.files, entrypoint, source.args, values, limits.allowed_imports, data_only),
+                lambda number: Load(number, source.files, entrypoint, source.args, values, limits.allowed_imports, data_only, model_calls),
                 limits.load_timeout,
             )
         except BaseException:

@@ -16,6 +16,7 @@ from typing import NoReturn, Protocol
 from agentd import codec
 from agentd.errors import CodecError, LoadError
 from agentd.records import Value
+from agentd.sandbox.host import WorkerHost
 from agentd.sandbox.loader import is_program
 from agentd.sandbox.lockdown import lock_down
 from agentd.sandbox.output import LineOutput
@@ -32,12 +33,14 @@ from agentd.sandbox.wire import (
     Fork,
     Load,
     Request,
+    Told,
     Trace,
     announced,
     packets,
     request_of,
     shortened,
 )
+from agentd.trace.host import hosted
 
 _CHANNEL = 3
 _OUT_OF_MEMORY_EXIT = 71
@@ -73,8 +76,12 @@ class Connection:
         self._buffer = bytearray(MAX_PACKET)
         self._view = memoryview(self._buffer)
 
-    def receive(self) -> Request | None:
-        """The next request, None when the other side is gone."""
+    def fileno(self) -> int:
+        """The channel's descriptor, readable when there is something to receive."""
+        return self._channel.fileno()
+
+    def receive(self) -> Request | Told | None:
+        """The next request, or the answer to a question within one; None when the other side is gone."""
         size = self._channel.recv_into(self._buffer)
         if size == 0:
             return None
@@ -125,10 +132,10 @@ def _run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> i
         lock_down(level=level, memory_bytes=request.memory_bytes, parent=zygote)
     except OSError as error:
         first = connection.receive()
-        if first is not None:
+        if isinstance(first, Load):
             connection.send(codec.encode(Failure(first.id, "isolation", str(error), "")))
         return _LOCKDOWN_EXIT
-    serve(connection, program, Telltale() if level >= 2 else None)
+    serve(connection, program, Telltale() if level >= 2 else None, WorkerHost(connection))
     return 0
 
 
@@ -153,11 +160,21 @@ def _reseed() -> None:
         np.random.seed(int.from_bytes(os.urandom(4)))  # noqa: NPY002 - the global generator is what unseeded old code draws from
 
 
-def serve(connection: Connection, program: Program, telltale: Telltale | None) -> None:
+def serve(connection: Connection, program: Program, telltale: Telltale | None, host: WorkerHost) -> None:
     """Answer requests until the other side is gone."""
     reserve = [bytearray(_RESERVE)]  # memory to say with that there is none
+    with hosted(host):
+        _serve(connection, program, telltale, host, reserve)
+
+
+def _serve(connection: Connection, program: Program, telltale: Telltale | None, host: WorkerHost, reserve: list[bytearray]) -> None:
     while (request := connection.receive()) is not None:
-        connection.send(_reply(request, program, telltale, reserve))
+        if isinstance(request, Told):
+            continue  # of a question that the program gave up, and whose request is over
+        host.begin(request)
+        reply = _reply(request, program, telltale, reserve)
+        host.end()
+        connection.send(reply)
         del request  # it may be large, and the next one may be long in coming
         if not reserve:
             reserve.append(bytearray(_RESERVE))

@@ -29,6 +29,11 @@ FRAGMENTED = 0xC1  # "never used" in MessagePack
 _ANNOUNCEMENT = struct.Struct(">BI")
 ANNOUNCEMENT_SIZE = _ANNOUNCEMENT.size
 
+MAX_QUESTION = 256 * 1024
+"""Bytes of text in a question to a model."""
+MAX_TOLD = 48 * 1024
+"""Bytes of text in a model's answer: it travels in one packet, so that nothing waits for the rest of it."""
+
 MAX_ERROR_MESSAGE = 2_000
 MAX_TRACEBACK = 20_000
 
@@ -157,6 +162,8 @@ class Load(_Message, frozen=True):
     allowed_imports: tuple[str, ...]
     data_only: bool
     """Refuse code parameters: level 0 is for trusted programs whose parameters are data."""
+    model_calls: int = 0
+    """Questions to models that a single Act may ask."""
 
 
 class Reset(_Message, frozen=True):
@@ -230,6 +237,19 @@ class Judge(_Message, frozen=True):
     episode: JudgedEpisode
 
 
+class Told(_Message, frozen=True):
+    """What came of the question `number` of the request `id`: a model's answer, or an error of agentd.errors by its name."""
+
+    id: int
+    number: int
+    text: str
+    error: str = ""
+    model: str = ""
+    status: int | None = None
+    retryable: bool = False
+    resets_at: float | None = None
+
+
 Request = Load | Reset | Act | Finish | Fetch | State | LoadState | Judge
 
 # --- worker -> trusted side -------------------------------------------------------------------------------------------
@@ -259,10 +279,21 @@ class Failure(_Message, frozen=True):
     traceback: str
 
 
-Reply = Answer | Trace | Failure
+class Asked(_Message, frozen=True):
+    """A question to a model, within the request `id` and no reply to it; a Told answers it. `number` counts from 1 in each request."""
+
+    id: int
+    number: int
+    messages: tuple[tuple[str, str], ...]
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+Reply = Answer | Trace | Failure | Asked
 
 _FROM_ZYGOTE: Any = FromZygote  # for the type checker, which takes a union for no type
-_REQUEST: Any = Request
+_TO_WORKER: Any = Request | Told
 _REPLY: Any = Reply
 
 
@@ -272,9 +303,9 @@ def from_zygote(packet: bytes) -> FromZygote:
     return message
 
 
-def request_of(message: bytes | memoryview) -> Request:
+def request_of(message: bytes | memoryview) -> Request | Told:
     """Raises CodecError."""
-    request: Request = codec.decode(message, _REQUEST)
+    request: Request | Told = codec.decode(message, _TO_WORKER)
     return request
 
 

@@ -24,6 +24,7 @@ __all__ = ["Host", "Recorded", "RecordedHost", "checked", "current_host", "hoste
 _OF_SCRIPTS = "agentd.opto.script_models", "ScriptHost"
 _OPTIONS = {"max_tokens", "temperature", "model"}
 _ROLES = {"system", "user", "assistant"}
+_HOTTEST = 2
 
 
 class Host(Protocol):
@@ -79,6 +80,13 @@ def checked(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -
             raise TypeError(f"a message's content is text, not a {type(text).__name__}")
     if not found:
         raise ValueError("there is no message to answer")
+    most, temperature, model = options.get("max_tokens"), options.get("temperature"), options.get("model")
+    if most is not None and (not isinstance(most, int) or most < 1):
+        raise ValueError(f"max_tokens is a whole number from 1 on, not {most!r}")
+    if temperature is not None and (not isinstance(temperature, int | float) or not 0 <= temperature <= _HOTTEST):
+        raise ValueError(f"temperature is a number from 0 to {_HOTTEST}, not {temperature!r}")
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model is a name, not a {type(model).__name__}")
     return found
 
 

@@ -130,6 +130,9 @@ def test_a_bundle_may_ask_too():
         ([{"role": "robot", "content": "a"}], {}, ValueError, "role is one of assistant, system, user, not 'robot'"),
         ([{"role": "user", "content": 5}], {}, TypeError, "content is text, not a int"),
         ([], {}, ValueError, "no message"),
+        ([{"role": "user", "content": "a"}], {"max_tokens": 0}, ValueError, "max_tokens is a whole number from 1 on"),
+        ([{"role": "user", "content": "a"}], {"temperature": float("nan")}, ValueError, "temperature is a number from 0 to 2"),
+        ([{"role": "user", "content": "a"}], {"model": 7}, TypeError, "model is a name"),
     ],
 )
 def test_what_is_no_question_is_refused_before_anybody_is_asked(messages, options, error, words):
