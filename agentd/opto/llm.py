@@ -17,13 +17,13 @@ import re
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from agentd.clock import Clock
 from agentd.errors import ModelError
-from agentd.opto.budget import Ledger, estimate_tokens
+from agentd.opto.budget import Reservation, estimate_tokens
 from agentd.opto.cache import NoCache, ReplyCache
 from agentd.opto.contract import Llm, LlmReply, LlmRequest, Message
 from agentd.records import Usage
@@ -57,6 +57,16 @@ class LlmSettings:
     concurrency: int = 4
 
 
+class Purse(Protocol):
+    """What calls are paid from: the daemon's Ledger, or a runner's Lease of it (agentd.opto.budget)."""
+
+    def reserve(self, agent: str, dollars: float, at: float) -> Reservation:
+        """Raises BudgetExhausted."""
+
+    def settle(self, reservation: Reservation, usage: Usage) -> None:
+        """The call is over."""
+
+
 async def _discard(usage: Usage) -> None:
     """The default for who doesn't want usage records."""
 
@@ -67,7 +77,7 @@ class LitellmClient:
     def __init__(
         self,
         settings: LlmSettings,
-        ledger: Ledger,
+        ledger: Purse,
         clock: Clock,
         *,
         on_usage: Callable[[Usage], Awaitable[None]] = _discard,

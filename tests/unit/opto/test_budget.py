@@ -3,7 +3,7 @@
 import pytest
 
 from agentd.errors import BudgetExhausted
-from agentd.opto.budget import DAY, HOUR, Ledger, Metered
+from agentd.opto.budget import DAY, HOUR, POLICY, Grant, Lease, Ledger, Metered, account_of
 from agentd.opto.contract import BudgetLimits, LlmReply, LlmRequest, Message
 from agentd.records import Usage
 
@@ -81,3 +81,82 @@ async def test_a_proposal_stops_before_it_passes_its_tokens():
     with pytest.raises(BudgetExhausted, match="100 tokens per proposal"):
         await metered.complete(request)
     assert (metered.tokens, metered.dollars, metered.calls) == (120, 1.0, 2)
+
+
+# --- what an agent asks while it acts, in its runner ---------------------------------------------------------------------------------
+
+ACCOUNT = account_of("a", POLICY)
+
+
+def asked(at, dollars=0.0):
+    return Usage(agent="a", purpose=POLICY, model="m", outcome="ok", at=at, dollars=dollars)
+
+
+def test_an_agent_and_its_optimizer_spend_from_accounts_of_their_own():
+    book = Ledger([usage(1000.0, 1.0), asked(1000.0, 2.0)])
+    book.limit("a", BudgetLimits(dollars_per_day=5.0))
+    book.limit(ACCOUNT, BudgetLimits(dollars_per_day=5.0))
+    assert (book.remaining("a", 1001.0).dollars, book.remaining(ACCOUNT, 1001.0).dollars) == (4.0, 3.0)
+
+
+def spend(lease, dollars, at=1000.0):
+    lease.settle(lease.reserve("a", dollars, at), asked(at, dollars))
+
+
+def test_a_lease_is_spent_and_told_until_it_is_recorded_and_nothing_is_spent_twice():
+    book, lease = Ledger(), Lease()
+    book.limit(ACCOUNT, BudgetLimits(dollars_per_day=1.0, calls_per_hour=4))
+    with pytest.raises(BudgetExhausted, match="no budget was leased yet"):
+        lease.reserve("a", 0.0, 1000.0)
+    lease.renew(book.grant(ACCOUNT, 0, 1000.0))
+    assert lease.refusal is None
+    spend(lease, 0.3)
+    spend(lease, 0.3)
+    late = book.grant(ACCOUNT, 0, 1000.0)  # made before the ledger heard of the two calls
+    lease.renew(late)
+    for row in lease.rows(10):
+        book.record(row)
+    lease.renew(book.grant(ACCOUNT, lease.told, 1001.0))
+    assert lease.rows(10) == ()
+    spend(lease, 0.3)
+    with pytest.raises(BudgetExhausted, match="1 dollars per day"):
+        lease.reserve("a", 0.2, 1001.0)
+    spend(lease, 0.1)
+    with pytest.raises(BudgetExhausted, match="4 calls per hour"):
+        lease.reserve("a", 0.0, 1001.0)
+    assert lease.told == 4
+
+
+def test_without_a_ledger_a_runner_goes_on_within_its_last_lease_and_no_further():
+    lease = Lease()
+    lease.renew(Grant(taken=0, dollars=None, calls=3, limits=("3 calls per hour", "")))
+    for _ in range(3):
+        spend(lease, 0.0)
+    with pytest.raises(BudgetExhausted):
+        lease.reserve("a", 0.0, 1000.0 + DAY)
+
+
+def test_after_a_refusal_there_must_be_room_for_more_than_one_call():
+    lease = Lease(calls=3)
+    for calls, refused in ((0, True), (1, True), (2, True), (3, False)):
+        lease.renew(Grant(taken=0, dollars=None, calls=calls, limits=("1 call", "")))
+        if calls == 0:
+            with pytest.raises(BudgetExhausted):
+                lease.reserve("a", 0.0, 1.0)
+        assert (lease.refusal is not None) is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits", "resets_at"),
+    [
+        ([asked(1000.0)], {"calls_per_hour": 1}, 1000.0 + HOUR),
+        ([asked(1000.0, 2.0)], {"dollars_per_day": 1.0, "calls_per_hour": None}, 1000.0 + DAY),
+        ([], {"calls_per_hour": 0}, None),
+    ],
+)
+def test_a_grant_of_nothing_says_when_there_will_be_more(rows, limits, resets_at):
+    book = Ledger(rows)
+    book.limit(ACCOUNT, BudgetLimits(**limits))
+    granted = book.grant(ACCOUNT, 0, 1001.0)
+    assert granted.calls == 0 or granted.dollars == 0.0
+    assert granted.resets_at == resets_at
