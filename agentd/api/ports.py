@@ -49,6 +49,10 @@ class AgentStatus(Record, frozen=True):
     """What its optimizer may spend in a day; None: no limit."""
     budget_remaining: float | None = None
     """What of that is left."""
+    models_dollars: float | None = None
+    """What it may spend in a day on the models that it asks itself; None: it asks none."""
+    models_remaining: float | None = None
+    """What of that is left."""
 
 
 class DaemonStatus(Record, frozen=True):

@@ -42,7 +42,9 @@ async def read_metrics(shared: Shared, request: Request) -> Response:
             metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
             metrics.holds(agent.state)
         if agent.budget_dollars is not None and agent.budget_remaining is not None:
-            metrics.budget(agent.name, limit=agent.budget_dollars, remaining=agent.budget_remaining)
+            metrics.budget(agent.name, "optimizer", limit=agent.budget_dollars, remaining=agent.budget_remaining)
+        if agent.models_dollars is not None and agent.models_remaining is not None:
+            metrics.budget(agent.name, "policy", limit=agent.models_dollars, remaining=agent.models_remaining)
     metrics.forget_all_but({agent.name for agent in agents})
     metrics.store(queued=shared.store.queued, write_errors=shared.store.write_errors)
     return Response(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

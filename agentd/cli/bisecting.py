@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from agentd.api.views import plain
@@ -113,6 +114,8 @@ async def bisect(store: SqlStore, key: str, *, good: str | None, spec: Callable[
         finding = _hiding(finding, "Older revisions are no longer kept.")
     section = found.sandbox if found is not None else SandboxSection()
     limits = Limits.from_spec(section)
+    if any(step.exchanges for step in episode.steps):
+        limits = msgspec.structs.replace(limits, model_calls=max(len(step.exchanges) for step in episode.steps) + 1)
     envelope = None if found is None else await _envelope(found)
     async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation) as zygote:
         return await _search(store, _Replays(store, zygote, limits, episode, envelope), line, good, finding)
@@ -210,6 +213,8 @@ async def _search(store: SqlStore, replays: _Replays, line: list[Revision], good
     own = await replays.of(line[-1])
     if isinstance(own, str):
         return replace(finding, reason=f"the failing revision can't be replayed: {own}")
+    if own.unrecorded:
+        return replace(finding, reason=f"the failing revision can't be replayed: {own.unrecorded}")
     finding = _hiding(finding, *_departures(replays.episode, own))
     unlike = _not_reproduced(replays.episode, own, checked=replays.envelope is not None)
     if unlike:

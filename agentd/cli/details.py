@@ -144,5 +144,16 @@ def _episode(out: Console, episode: JSON) -> None:
         for step in shown
     ]
     out.print(show.table(("tick", "observation", "action", "reward", "safe action because", "ms"), rows, right=("tick", "reward", "ms")))
+    for step in shown:
+        for exchange in step.get("exchanges", ()):
+            question = exchange["messages"][-1][1] if exchange["messages"] else "(not kept)"
+            answer = exchange["error"] or exchange["answer"]
+            cost = f"{exchange['model']}, {exchange['tokens_in']}+{exchange['tokens_out']} tokens, {exchange['seconds']:.1f} s"
+            out.print(show.text(f"tick {step['tick']} asked {_clipped(question, 60)} -> {_clipped(answer, 80)} ({cost})", "dim"))
     if len(shown) < len(steps):
         out.print(show.text(f"the first and last 6 of {len(steps)} ticks; --json has all", "dim"))
+
+
+def _clipped(text: str, limit: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

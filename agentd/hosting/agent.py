@@ -15,6 +15,7 @@ from agentd.hosting.improver import Improver, budget_limits
 from agentd.hosting.intake import Intake
 from agentd.hosting.judge import Judge
 from agentd.hosting.keeper import Keeper
+from agentd.hosting.models import Models, budgets
 from agentd.hosting.releases import Releases
 from agentd.hosting.services import Services
 from agentd.hosting.sources import known_or_first, take_up
@@ -66,6 +67,7 @@ class HostedAgent:
         self._random = Random(f"{services.seed}/{self.name}")  # noqa: S311 - draws the order of pairs; secrecy is not needed
         self._parts: _Parts | None = None
         self._runner: LocalRunner | None = None
+        self._models: Models | None = None
         self._devices: dict[str, str] = {}
         self._problem = STARTING
         self._trouble = ""
@@ -129,6 +131,10 @@ class HostedAgent:
         self._problem = ""
         try:
             parts.intake.attach(runner)
+            models = Models(self.spec, services, parts.keeper, runner) if self.spec.models is not None else None
+            self._models = models
+            if models is not None:
+                await models.renew()  # before anything is routed: the first step may ask already
             await self._take_over(runner, parts)
             async with Judge(self.spec, self._source, self._metric) as judge, asyncio.TaskGroup() as tasks:
                 chores = [
@@ -137,6 +143,8 @@ class HostedAgent:
                     tasks.create_task(parts.releases.conduct(), name=f"{self.name}: releases"),
                     tasks.create_task(parts.improver.run(), name=f"{self.name}: improve"),
                 ]
+                if models is not None:
+                    chores.append(tasks.create_task(models.run(), name=f"{self.name}: models"))
                 await self._leave.wait()
                 if self._draining.is_set():
                     await runner.drain(self._drain_timeout)
@@ -146,7 +154,7 @@ class HostedAgent:
                 for chore in chores:
                     chore.cancel()
         finally:
-            self._runner = None
+            self._runner = self._models = None
             parts.releases.detach()
             parts.holds.detach()
             await runner.abandon()
@@ -363,13 +371,14 @@ class HostedAgent:
         health = "ok" if runner is not None else "starting" if self._problem == STARTING else "failed"
         if runner is not None and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
-        if health == "ok" and self._trouble:
+        trouble = self._trouble or (self._models.trouble if self._models is not None else "")
+        if health == "ok" and trouble:
             health = "degraded"
         return AgentStatus(
             name=self.name,
             mode=self.spec.agent.mode,
             health=health,
-            problem=self._problem or self._trouble,
+            problem=self._problem or trouble,
             state=state,
             release=parts.releases.current if parts else None,
             waiting=parts.releases.waiting if parts else "",
@@ -381,4 +390,5 @@ class HostedAgent:
             episodes=parts.intake.count if parts else 0,
             recent=tuple(parts.intake.recent) if parts else (),
             optimizer=parts.improver.status if parts else "idle",
+            **budgets(self.spec, self._services),
         )

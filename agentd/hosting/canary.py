@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.hosting.keeper import Keeper
-from agentd.records import Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role, Single
+from agentd.records import MODELS_LOST, Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role, Single
 from agentd.release import fleet, machine
 from agentd.runners.local import DeviceState, LocalRunner
 from agentd.spec import metric_record
@@ -85,9 +85,8 @@ class Canary:
             return None  # of an earlier life or an ended release: an episode like any other
         halves = self._halves.setdefault(plan.id, {})
         halves[episode.role] = (episode, feedback)
-        if episode.outcome is Outcome.LOST and (not episode.steps or len(halves) < len(plan.order)):
-            where = "in the first half, after which there is no other" if episode.steps else "before the first action"
-            return LostPair(plan.id, f"the plant was lost {where}: {episode.reason}")
+        if episode.outcome is Outcome.LOST and (why := _worthless(episode, first=len(halves) < len(plan.order))):
+            return LostPair(plan.id, why)
         if plan.probability is not None:
             return self._single(plan, plan.probability, episode, feedback)
         if len(halves) < len(Role):
@@ -132,6 +131,15 @@ class Canary:
             at=self._keeper.clock.time(),
             metrics={metric.name: _further(metric, episode, feedback) for metric in self._metrics},
         )
+
+
+def _worthless(lost: Episode, *, first: bool) -> str:
+    """Why nothing can be made of a pair of which this half was lost; "" where it can."""
+    if lost.reason == MODELS_LOST:
+        return f"models gave no answer: {lost.error}"  # the runner's own word, not the program's
+    if first and lost.steps:
+        return f"the plant was lost in the first half, after which there is no other: {lost.reason}"
+    return "" if lost.steps else f"the plant was lost before the first action: {lost.reason}"
 
 
 def _violated(candidate: Episode) -> str:

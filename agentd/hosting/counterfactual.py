@@ -84,9 +84,9 @@ class Replay:
             if report.invalid:
                 return Screening(ok=False, reason=f"an action is outside its limits: {report.first_invalid}")
         return Screening(
-            report="\n".join(self._told(number, report) for number, report in enumerate(reports, 1) if report.ticks),
-            ticks=sum(report.ticks for report in reports),
-            differing=sum(report.differing for report in reports),
+            report="\n".join(self._told(number, report) for number, report in enumerate(reports, 1) if report.ticks or report.unrecorded),
+            ticks=sum(report.ticks + report.unrecorded for report in reports),
+            differing=sum(report.differing + report.unrecorded for report in reports),  # who asks otherwise does otherwise
         )
 
     async def _retire(self, revision: Revision) -> None:
@@ -97,6 +97,8 @@ class Replay:
 
     def _told(self, number: int, report: ScreenReport) -> str:
         """One case in words: how many actions differ, and the first that do, with what was seen and done then."""
+        if report.unrecorded:
+            return f"Case {number}: it asks a model something else ({report.first_unrecorded}), and what that would answer is not known."
         if not report.differing:
             return f"Case {number}: the same action at each of {report.ticks} ticks."
         steps = {step.tick: step for step in self._episodes[number - 1].steps}

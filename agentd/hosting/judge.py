@@ -8,11 +8,16 @@ from typing import Self
 import structlog
 
 from agentd.errors import SandboxError
-from agentd.records import Episode, Feedback, Metric, Outcome, Source
+from agentd.records import MODELS_LOST, Episode, Feedback, Metric, Outcome, Source
 from agentd.sandbox import FeedbackWorker, Limits, Zygote
 from agentd.spec import AgentSpec, metric_record
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def lost_words(episode: Episode) -> str:
+    """Why an episode that was lost says nothing."""
+    return f"models gave no answer: {episode.error}" if episode.reason == MODELS_LOST else f"the plant was lost: {episode.reason}"
 
 
 class Judge:
@@ -50,7 +55,7 @@ class Judge:
         if episode.outcome is Outcome.ABORTED:
             return self._feedback(episode, self._metric.worst, f"The episode was aborted: {episode.reason}. {episode.error}".strip())
         if episode.outcome is Outcome.LOST:
-            return self._feedback(episode, self._metric.worst, "", failed=f"the plant was lost: {episode.reason}")
+            return self._feedback(episode, self._metric.worst, "", failed=lost_words(episode))
         if self._source.feedback is None:
             return self._from_rewards(episode)
         try:

@@ -55,7 +55,11 @@ async def screen(release: Release, routes: Routes, keeper: Keeper) -> Passed | F
         episodes=len(episodes), ticks=report.ticks, differing=report.differing, invalid=report.invalid, max_latency=report.max_latency
     )
     figures = {"ticks": report.ticks, "differing": report.differing}
-    return Passed(f"{report.differing} of {report.ticks} replayed actions differ", figures, screening)
+    text = f"{report.differing} of {report.ticks} replayed actions differ"
+    if report.unrecorded:
+        figures["unrecorded"] = report.unrecorded
+        text += f"; {report.unrecorded} of {len(episodes)} episodes can't be replayed whole: {report.first_unrecorded}"
+    return Passed(text[:REASON_LIMIT], figures, screening)
 
 
 def _failed(text: str, traceback: str) -> Failed:

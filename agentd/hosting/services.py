@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -40,6 +40,8 @@ class Services:
     seed: int
     broker: str | None = None
     models: tuple[str, ...] = ()
+    llm_settings: LlmSettings = field(default_factory=LlmSettings)
+    """How `llm` reaches models; runners of agents that ask them are told the same."""
     lease: float = LEASE
 
 
@@ -76,6 +78,7 @@ async def open_services(settings: DaemonSettings, clock: Clock) -> AsyncIterator
             seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy
             broker=settings.broker_url,
             models=settings.models,
+            llm_settings=_llm_settings(settings),
             lease=settings.lease,
         )
 

@@ -58,10 +58,10 @@ class Metrics:
         self._regret = counter("score_regret", "What trying candidates cost: the sum of max(0, stable - candidate) over pairs.")
         self._swap = FoldedSummary("agentd_swap_duration_seconds", "From a new route to the first action of its revision.", ("agent",))
         self._requests = counter("llm_requests", "Calls of models.", "purpose", "model", "outcome")
-        self._tokens = counter("llm_tokens", "Tokens of models.", "model", "direction")
-        self._cost = counter("llm_cost_dollars", "What models cost.", "model")
-        self._limit = gauge("budget_limit_dollars", "What the optimizer may spend in a day.")
-        self._remaining = gauge("budget_remaining_dollars", "What of that is left.")
+        self._tokens = counter("llm_tokens", "Tokens of models.", "purpose", "model", "direction")
+        self._cost = counter("llm_cost_dollars", "What models cost.", "purpose", "model")
+        self._limit = gauge("budget_limit_dollars", "What optimizer and policy may each spend on models in a day.", "spender")
+        self._remaining = gauge("budget_remaining_dollars", "What of that is left.", "spender")
         self._connected = gauge("mqtt_connected", "1 while the runner is connected to the broker.")
         self._messages = counter("mqtt_messages", "MQTT messages of the runner.", "direction")
         self._dropped = counter("mqtt_dropped_messages", "MQTT messages that the runner ignored.", "reason")
@@ -114,14 +114,14 @@ class Metrics:
     def usage(self, usage: Usage) -> None:
         """A call of a model, as the ledger settled it."""
         self._requests.labels(usage.agent, usage.purpose, usage.model, usage.outcome).inc()
-        self._tokens.labels(usage.agent, usage.model, "input").inc(usage.tokens_in)
-        self._tokens.labels(usage.agent, usage.model, "output").inc(usage.tokens_out)
-        self._cost.labels(usage.agent, usage.model).inc(usage.dollars)
+        self._tokens.labels(usage.agent, usage.purpose, usage.model, "input").inc(usage.tokens_in)
+        self._tokens.labels(usage.agent, usage.purpose, usage.model, "output").inc(usage.tokens_out)
+        self._cost.labels(usage.agent, usage.purpose, usage.model).inc(usage.dollars)
 
-    def budget(self, agent: str, *, limit: float, remaining: float) -> None:
-        """Dollars a day, and what is left of them."""
-        self._limit.labels(agent).set(limit)
-        self._remaining.labels(agent).set(remaining)
+    def budget(self, agent: str, spender: str, *, limit: float, remaining: float) -> None:
+        """Dollars a day, and what is left of them, of the agent's `optimizer` or its `policy`."""
+        self._limit.labels(agent, spender).set(limit)
+        self._remaining.labels(agent, spender).set(remaining)
 
     def count(self, agent: str, deltas: Mapping[str, float]) -> None:
         """What a runner counted since it last said so, by dotted name (agentd.runners.messages.Counted).

@@ -15,7 +15,7 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -55,6 +55,23 @@ class LlmSettings:
     backoff: float = 0.5
     longest_backoff: float = 20.0
     concurrency: int = 4
+
+
+_ALSO = {"bedrock": "AWS_", "cohere": "CO_", "gemini": "GOOGLE_", "huggingface": "HF_", "sagemaker": "AWS_", "vertex_ai": "GOOGLE_"}
+_WAY_OUT = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+
+
+def variables_of(models: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What of `environment` litellm needs to reach these models: their providers' variables (`OPENAI_*` for `openai/...`), and proxies.
+
+    A name without a provider may be OpenAI's or Anthropic's.
+    """
+    wanted: list[str] = []
+    for model in models:
+        provider, slash, _ = model.partition("/")
+        words = re.split(r"[_-]", provider)[:1] if slash else ["openai", "anthropic"]
+        wanted += [word.upper() for word in words] + ([_ALSO[provider]] if provider in _ALSO else [])
+    return {name: value for name, value in environment.items() if name.startswith(tuple(wanted)) or name.upper() in _WAY_OUT}
 
 
 class Purse(Protocol):
@@ -108,6 +125,10 @@ class LitellmClient:
             litellm, self._litellm = self._litellm, None
             await asyncio.shield(_close(litellm))
 
+    async def load(self) -> None:
+        """Load litellm now, so that the first call doesn't have to wait for it."""
+        await self._load()
+
     async def complete(self, request: LlmRequest) -> LlmReply:
         """The answer of the first model that gives one.
 
@@ -116,7 +137,9 @@ class LitellmClient:
         """
         models = request.models or self._settings.models
         if not models:
-            raise ModelError("no model is configured: set [optimizer] models, or models in agentd.toml", model="")
+            raise ModelError(
+                "no model is configured: name one in agent.toml ([models] names, [optimizer] models), or models in agentd.toml", model=""
+            )
         failures: list[ModelError] = []
         try:
             async with asyncio.timeout(self._settings.total_timeout):

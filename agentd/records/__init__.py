@@ -6,7 +6,7 @@ Fields are only ever added, with a default: an older record must stay readable.
 
 from agentd.records.agents import AgentState, Conflict, Hold, Mode, Watch, WatchSettings
 from agentd.records.base import Record, Value
-from agentd.records.episodes import Episode, EpisodeSummary, Exchange, Feedback, Metric, Outcome, Purpose, Role, Space, Step
+from agentd.records.episodes import MODELS_LOST, Episode, EpisodeSummary, Exchange, Feedback, Metric, Outcome, Purpose, Role, Space, Step
 from agentd.records.events import Event
 from agentd.records.evidence import Pair, PairPlan, Single
 from agentd.records.optimizing import MemoryEntry, Problem, Proposal, Usage
@@ -27,6 +27,7 @@ from agentd.records.revisions import Kind, Origin, Parameter, Provenance, Revisi
 from agentd.records.tracing import NodeKind, TraceFunction, TraceGraph, TraceNode
 
 __all__ = [
+    "MODELS_LOST",
     "AgentState",
     "Change",
     "Conflict",

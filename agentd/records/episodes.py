@@ -24,11 +24,15 @@ class Purpose(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """How an episode ended. ABORTED: the policy's fault, scores the minimum. LOST: the plant's or the network's."""
+    """How an episode ended. ABORTED: the policy's fault, scores the minimum. LOST: the plant's, the network's, or its models'."""
 
     FINISHED = "finished"
     ABORTED = "aborted"
     LOST = "lost"
+
+
+MODELS_LOST = "model"
+"""The reason of a lost episode whose policy got no answer of the models that it asked, by the runner's own word."""
 
 
 class Space(Record, frozen=True):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from agentd.environments import Transition
 from agentd.errors import PolicyError, ProtocolViolation, SandboxError, WorkerTimeout
-from agentd.records import Purpose, Role, Value
+from agentd.records import MODELS_LOST, Purpose, Role, Value
 from agentd.runners.control import Control
 from agentd.runners.pilot import LateError, Pilot
 from agentd.runners.recording import Recording
@@ -15,11 +15,12 @@ UNASKED = frozenset({"paused", "dead", "no_policy"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`safe` is why the action is not the policy's; `fault` ends the episode as aborted."""
+    """`safe` is why the action is not the policy's; `fault` ends the episode as aborted, or as lost where it was `nobodys`."""
 
     action: Value
     safe: str | None = None
     fault: bool = False
+    nobodys: bool = False
 
 
 class Answers:
@@ -64,21 +65,30 @@ class Answers:
                 recording.error = f"tick {tick}: {refusal}"
             return await self._safely(pilot, transition, "invalid", fault=candidate)
         except SandboxError as error:
-            recording.blame(reason_of(error), words_of(error))
-            # in a recovery episode the next tick is the next chance; otherwise the episode is over, whatever the role
-            fault = recording.purpose is not Purpose.RECOVERY
-            return await self._safely(pilot, transition, "error" if isinstance(error, PolicyError) else "dead", fault=fault)
+            return await self._failed(recording, pilot, transition, error)
         self._previous = action
         return Answer(action)
 
-    async def _safely(self, pilot: Pilot | None, transition: Transition, reason: str, *, fault: bool = False) -> Answer:
+    async def _failed(self, recording: Recording, pilot: Pilot, transition: Transition, error: SandboxError) -> Answer:
+        # in a recovery episode the next tick is the next chance; otherwise the episode is over, whatever the role
+        fault = recording.purpose is not Purpose.RECOVERY
+        outage = pilot.desk.outage if pilot.desk is not None and isinstance(error, PolicyError) else ""
+        if outage:  # as when the network is lost: no program can answer without what it is made of
+            recording.blame(MODELS_LOST, outage)
+            return await self._safely(pilot, transition, MODELS_LOST, fault=fault, nobodys=True)
+        recording.blame(reason_of(error), words_of(error))
+        return await self._safely(pilot, transition, "error" if isinstance(error, PolicyError) else "dead", fault=fault)
+
+    async def _safely(
+        self, pilot: Pilot | None, transition: Transition, reason: str, *, fault: bool = False, nobodys: bool = False
+    ) -> Answer:
         control = self._control
         action = await control.brake.action(transition.observation)
         self._previous = None
         self.latched = self.latched or (control.latches and reason not in UNASKED)
         if pilot is not None:
             pilot.correct(action)
-        return Answer(action, reason, fault)
+        return Answer(action, reason, fault, nobodys)
 
 
 def reason_of(error: SandboxError) -> str:

@@ -38,6 +38,8 @@ class Question:
         """Whether `revision` fails; `replay` is a text where there was none, that says why."""
         if isinstance(replay, str):
             return Tested(revision, None, replay)
+        if replay.unrecorded:
+            return Tested(revision, None, replay.unrecorded)
         if self.kind == RAISES:
             return Tested(revision, bool(replay.fault), fault_of(replay) or "raises nothing")
         if self.kind == ACTS:

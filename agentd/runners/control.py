@@ -14,6 +14,7 @@ from agentd.records import Event, PairPlan, Value
 from agentd.runners.brake import Brake, ComputedBrake, ConstantBrake
 from agentd.runners.envelope import Envelope
 from agentd.runners.garbage import GarbageCollector
+from agentd.runners.models import Models
 from agentd.runners.pairs import Pairs
 from agentd.runners.spool import Spool
 from agentd.runners.workers import Workers
@@ -75,6 +76,7 @@ class Control:
                 count=spool.count,
                 happened=self.happened,
             )
+        self.models = Models(spec, spec.models, clock, self.spawn) if spec.models is not None else None
         self.allowed_misses = spec.guardrails.deadline_misses_per_episode
         self.seed = seed if seed is not None else generator.getrandbits(31)
         self.stable: str | None = None

@@ -52,6 +52,7 @@ class Episodes:
             deadline=self._control.deadline,
             clock=self._control.clock,
             spawn=self._control.spawn,
+            models=self._control.models,
             after=None if after is None or after.done() else after,
             begun=begun,
         )

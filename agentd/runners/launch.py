@@ -29,7 +29,7 @@ def fingerprint(spec: AgentSpec, broker: str | None) -> str:
     Without defaults: a key that a later agentd adds must not keep it from adopting the runners that an earlier one has left controlling.
     Whoever changes what a default is raises `messages.VERSION`.
     """
-    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "sandbox"}, exclude_defaults=True)
+    parts = spec.model_dump_json(by_alias=True, include={"environment", "guardrails", "models", "sandbox"}, exclude_defaults=True)
     return hashlib.sha256(f"{messages.VERSION}\n{broker}\n{parts}".encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from agentd.clock import Clock
 from agentd.errors import CodecError, Fenced, RunnerError
+from agentd.opto.budget import Grant
 from agentd.records import Episode, PairPlan, Parameter, Record, Revision, Source
 from agentd.runners import messages
 from agentd.runners.launch import end, fingerprint, holder_of, start
@@ -24,6 +25,8 @@ from agentd.runners.messages import (
     Happened,
     Hello,
     Log,
+    ModelAccess,
+    ModelReport,
     Request,
     ScreenReport,
     Setup,
@@ -36,7 +39,7 @@ from agentd.runners.paths import RunnerPaths, short
 from agentd.sandbox import Isolation
 from agentd.spec import AgentSpec
 
-__all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ScreenReport"]
+__all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ModelAccess", "ScreenReport"]
 
 CONNECT_TIMEOUT = 5.0
 _REPLACE_TIMEOUT = 10.0
@@ -255,6 +258,14 @@ class LocalRunner:
     async def resume(self) -> None:
         """Begin episodes again."""
         await self._do(messages.Resume())
+
+    async def lease_models(self, grant: Grant, access: ModelAccess | None = None) -> ModelReport:
+        """Let policies ask models within `grant` from now on. What they spent that it doesn't count as taken comes back."""
+        timeout = LOAD_TIMEOUT if access is not None else ANSWER_TIMEOUT  # the client of a fresh runner takes seconds to load
+        report = (await self._do(messages.LeaseModels(grant=grant, access=access), timeout)).models
+        if report is None:
+            raise RunnerError("the runner answered out of turn")
+        return report
 
     async def acknowledge(self, episode: str) -> None:
         """Say that an episode was taken in: the runner forgets it."""

@@ -59,7 +59,9 @@ class DeviceLoop:
             await self._normal()
 
     def _ready(self) -> bool:
-        stable = self._control.stable
+        stable, models = self._control.stable, self._control.models
+        if models is not None and models.exhausted:
+            return False
         return stable is not None and self._control.workers.get(stable) is not None
 
     async def _wait_for_work(self) -> Begun | None:
@@ -190,7 +192,8 @@ class DeviceLoop:
             tick = transition.tick - drive.begin
             answer = await self._answers.decide(drive.recording, drive.pilot, tick, transition)
             latency = max(0.0, self._control.clock.monotonic() - transition.received_at)
-            drive.recording.answered(transition, tick, answer.action, answer.safe, latency)
+            asked = drive.pilot.asked() if drive.pilot is not None else ()
+            drive.recording.answered(transition, tick, answer.action, answer.safe, latency, asked)
             self._control.acted(drive.recording.revision, drive.recording.role, latency, answer.safe)
             if stretches is not None and not answer.fault:
                 stretches.look_ahead(drive)
@@ -204,9 +207,10 @@ class DeviceLoop:
             if transition.fallback:
                 self._control.spool.count("safe_actions.fallback")
             if answer.fault:
-                self._episodes.conclude(drive.recording, drive.pilot, Outcome.ABORTED)
+                self._episodes.conclude(drive.recording, drive.pilot, Outcome.LOST if answer.nobodys else Outcome.ABORTED)
+                self._losses += answer.nobodys
                 if transition.last:
-                    return True
+                    return not answer.nobodys
                 self._recover(drive, transition)
         self._losses = 0
         self._episodes.conclude(drive.recording, drive.pilot, stretches.end(drive) if stretches is not None else _outcome(drive.recording))

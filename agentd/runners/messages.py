@@ -11,7 +11,8 @@ import msgspec
 
 from agentd import codec, errors
 from agentd.errors import AgentdError, CodecError, RunnerError
-from agentd.records import Episode, Event, PairPlan, Parameter, Record, Revision, Source, Value
+from agentd.opto.budget import Grant
+from agentd.records import Episode, Event, PairPlan, Parameter, Record, Revision, Source, Usage, Value
 from agentd.sandbox import Isolation
 
 VERSION = 1
@@ -53,6 +54,32 @@ class ScreenReport(Record, frozen=True, kw_only=True):
     traceback: str = ""
     first_invalid: str = ""
     changed: dict[int, Value] = msgspec.field(default_factory=dict)
+    unrecorded: int = 0
+    """Episodes that could be replayed only up to a question to a model that is not recorded."""
+    first_unrecorded: str = ""
+
+
+class ModelAccess(Record, frozen=True, kw_only=True):
+    """How a runner reaches the models of its agent: names in order of preference, and keys, which it shows nobody.
+
+    `variables` are those of the daemon's environment in which litellm looks for the providers' keys and for the way out.
+    """
+
+    names: tuple[str, ...]
+    api_base: str | None = None
+    api_key: str | None = None
+    variables: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"ModelAccess(names={self.names!r})"
+
+
+class ModelReport(Record, frozen=True, kw_only=True):
+    """What policies spent on models: the rows after the first `taken`. `trouble`: what keeps models from answering, in words."""
+
+    usage: tuple[Usage, ...] = ()
+    taken: int = 0
+    trouble: str = ""
 
 
 # --- to the runner ----------------------------------------------------------------------------------------------------
@@ -130,13 +157,20 @@ class Drain(Request, frozen=True, kw_only=True):
     timeout: float
 
 
+class LeaseModels(Request, frozen=True, kw_only=True):
+    """Ask models within this grant from now on; answered with what was spent. `access` where it is new to this connection."""
+
+    grant: Grant
+    access: ModelAccess | None = None
+
+
 class Acknowledge(Request, frozen=True, kw_only=True):
     """The daemon has taken an episode in."""
 
     episode: str
 
 
-ToRunner = Hello | Load | Screen | Route | QueuePair | Renew | CancelPairs | Retire | Pause | Resume | Drain | Acknowledge
+ToRunner = Hello | Load | Screen | Route | QueuePair | Renew | CancelPairs | Retire | Pause | Resume | Drain | LeaseModels | Acknowledge
 
 
 # --- to the daemon ----------------------------------------------------------------------------------------------------
@@ -168,6 +202,7 @@ class Done(Message, frozen=True, kw_only=True):
     parameters: tuple[Parameter, ...] = ()
     report: ScreenReport | None = None
     dropped_pairs: tuple[str, ...] = ()
+    models: ModelReport | None = None
 
 
 class Failed(Message, frozen=True, kw_only=True):

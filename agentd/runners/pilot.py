@@ -2,12 +2,30 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from agentd.clock import Clock
 from agentd.errors import SandboxError
-from agentd.records import Value
-from agentd.sandbox import UNCHANGED, PolicyWorker
+from agentd.records import Exchange, Value
+from agentd.sandbox import UNCHANGED, Desk, PolicyWorker
+
+
+class NotedDesk(Desk, Protocol):
+    """Who answers what a step asks of models, and notes it."""
+
+    outage: str
+    """What failed without the program's fault."""
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """What was asked and answered so far."""
+
+
+class Desks(Protocol):
+    """The models of an agent (agentd.runners.models)."""
+
+    def desk(self) -> NotedDesk:
+        """For one step."""
 
 
 class LateError(Exception):
@@ -23,7 +41,7 @@ class Pilot:
 
     `after` is what must be over first on the same worker: the end of an episode that may not have begun there before this one.
     `deadline` is in seconds from an observation's arrival; None leaves the time to the sandbox's `step_timeout`. `begun`: its policy is in
-    the middle of its work on this device already, and goes on as it is.
+    the middle of its work on this device already, and goes on as it is. `models` answer what it asks of them.
     """
 
     def __init__(
@@ -38,9 +56,14 @@ class Pilot:
         spawn: Spawn,
         after: "asyncio.Task[Any] | None" = None,
         begun: bool = False,
+        models: Desks | None = None,
     ) -> None:
         self.worker = worker
         self.begun = begun
+        self.desk: NotedDesk | None = None
+        """Who answered the last question to the policy's models; None where it may ask none."""
+        self._models = models
+        self._noted = True
         self._device = device
         self._episode = episode
         self._seed = seed
@@ -79,6 +102,13 @@ class Pilot:
             raise LateError
         return _outcome(answer)
 
+    def asked(self) -> tuple[Exchange, ...]:
+        """What the policy asked of models since the last time this was called."""
+        if self._noted or self.desk is None:
+            return ()
+        self._noted = True
+        return self.desk.exchanges
+
     def correct(self, action: Value) -> None:
         """Tell the policy, with the next observation, that the plant got this action and not its own."""
         self._corrected = action
@@ -115,7 +145,9 @@ class Pilot:
 
     def _ask(self, tick: int, observation: Value) -> asyncio.Future[Value]:
         corrected, self._corrected = self._corrected, UNCHANGED
-        return self.worker.ask(self._device, tick, observation, safe=corrected)
+        if self._models is not None:
+            self.desk, self._noted = self._models.desk(), False
+        return self.worker.ask(self._device, tick, observation, safe=corrected, desk=self.desk)
 
     async def _begin_and_act(self, tick: int, observation: Value) -> Value | SandboxError:
         """For a task of the runner's group: an error is an answer too, since nobody may be waiting any more."""

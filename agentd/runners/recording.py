@@ -1,10 +1,14 @@
 """What the runner writes down of an episode while it lasts."""
 
+import msgspec
+
 from agentd.clock import Clock
 from agentd.environments import Transition
-from agentd.records import Episode, Outcome, Purpose, Role, Step, Value
+from agentd.records import Episode, Exchange, Outcome, Purpose, Role, Step, Value
 
 MAX_ERROR = 4000
+MAX_EXCHANGED = 4 * 1024 * 1024
+"""Characters of what was asked of models in an episode."""
 IDLE = frozenset({"paused", "latched"})
 """Safe actions that say nothing of the revision that was to drive."""
 
@@ -44,16 +48,22 @@ class Recording:
         self._began = clock.monotonic()
         self._duration = 0.0
         self._steps: list[Step] = []
-        self._open: tuple[Value, int, Value, str | None, float] | None = None
-        """Observation, tick, action, safe and latency of the answer of which nothing has come yet."""
+        self._open: tuple[Value, int, Value, str | None, float, tuple[Exchange, ...]] | None = None
+        """Observation, tick, action, safe, latency and exchanges of the answer of which nothing has come yet."""
+        self._exchanged = 0
         self._final: Value = None
         self._driven = False
 
-    def answered(self, observation: Transition, tick: int, action: Value, safe: str | None, latency: float) -> None:
-        """Note what was answered to an observation, before it is known what comes of it. `latency` in seconds."""
+    def answered(
+        self, observation: Transition, tick: int, action: Value, safe: str | None, latency: float, asked: tuple[Exchange, ...] = ()
+    ) -> None:
+        """Note what was answered to an observation, before it is known what comes of it. `latency` in seconds.
+
+        `asked`: of models, meanwhile.
+        """
         self._settle()
         self._driven = self._driven or safe not in IDLE
-        self._open = (observation.observation, tick, action, safe, latency)
+        self._open = (observation.observation, tick, action, safe, latency, self._bounded(asked) if asked else ())
 
     def followed(self, transition: Transition) -> None:
         """Note what came of the last answer."""
@@ -64,9 +74,9 @@ class Recording:
         """Turn the last answer into a step, with what came of it if anything did."""
         if self._open is None:
             return
-        (observation, tick, action, safe, latency), self._open = self._open, None
+        (observation, tick, action, safe, latency, asked), self._open = self._open, None
         if transition is None:
-            self._steps.append(Step(tick=tick, observation=observation, action=action, safe=safe, latency=latency))
+            self._steps.append(Step(tick=tick, observation=observation, action=action, safe=safe, latency=latency, exchanges=asked))
             return
         self._steps.append(
             Step(
@@ -79,8 +89,18 @@ class Recording:
                 info=transition.info,
                 safe="fallback" if transition.fallback else safe,
                 latency=latency,
+                exchanges=asked,
             )
         )
+
+    def _bounded(self, asked: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
+        """The exchanges as they are, as long as the episode has room for them; then what they cost, without their words."""
+        kept = []
+        for exchange in asked:
+            self._exchanged += len(exchange.answer) + sum(len(text) for _, text in exchange.messages)
+            whole = self._exchanged <= MAX_EXCHANGED
+            kept.append(exchange if whole else msgspec.structs.replace(exchange, key="", messages=(), answer=""))
+        return tuple(kept)
 
     @property
     def ticks(self) -> int:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentd.clock import Clock
-from agentd.errors import SandboxError
-from agentd.records import Episode, Value
+from agentd.errors import PolicyError, SandboxError
+from agentd.records import Episode, Step, Value
 from agentd.runners.envelope import Envelope
 from agentd.runners.messages import ScreenReport
+from agentd.runners.models import RecordedDesk
 from agentd.sandbox import UNCHANGED, PolicyWorker
 
 CHANGES_TOLD = 3
@@ -17,64 +18,103 @@ CHANGES_TOLD = 3
 async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Episode], clock: Clock) -> ScreenReport:
     """Run the worker's policy, an instance of its own, on the observations of `episodes`.
 
-    Ticks at which the plant got the safe action are skipped. The program's first exception is in the report; when the worker itself
-    is lost (killed, timed out), the replay ends there.
+    Ticks at which the plant got the safe action are skipped. What the policy asks of models is answered from the record; an episode in
+    which it asks something else is replayed up to there. The program's first exception is in the report; when the worker itself is lost
+    (killed, timed out), the replay ends there.
     """
-    ticks = differing = invalid = errors = 0
-    max_latency = 0.0
-    error = traceback = first_invalid = changed_in = ""
-    changed: dict[int, Value] = {}
-    device = f"screen-{worker.pid}"
+    replay = _Replay(worker, envelope, clock)
     for episode in episodes:
         try:
-            await worker.reset(device, f"screen-{episode.id}", episode.seed)
-            if episode.state is not None:
-                await worker.load_state(device, episode.state)
-            before: Value = UNCHANGED
-            previous: Value | None = None
-            for step in episode.steps:
-                if step.safe is not None or step.observation is None:
-                    before, previous = step.action, None
-                    continue
-                began = clock.monotonic()
-                action = await worker.act(device, step.tick, step.observation, safe=before)
-                max_latency = max(max_latency, clock.monotonic() - began)
-                ticks += 1
-                try:
-                    action = envelope.check(action, previous)
-                except ValueError as refusal:
-                    invalid += 1
-                    first_invalid = first_invalid or f"episode {episode.id}, tick {step.tick}: {refusal}"
-                same = _same(action, step.action)
-                differing += not same
-                if not same and changed_in in {"", episode.id} and len(changed) < CHANGES_TOLD:
-                    changed_in, changed[step.tick] = episode.id, action
-                before = UNCHANGED if same else step.action  # the recorded observations followed the recorded actions
-                previous = step.action
-            await worker.finish(device, episode.final_observation)
+            await replay.run(episode)
         except SandboxError as failure:
-            errors += 1
-            error = error or f"{type(failure).__name__}: {failure}"
-            traceback = traceback or getattr(failure, "traceback", "")
+            replay.errors += 1
+            replay.error = replay.error or f"{type(failure).__name__}: {failure}"
+            replay.traceback = replay.traceback or getattr(failure, "traceback", "")
             if worker.died.is_set():
                 break
-    return ScreenReport(
-        ticks=ticks,
-        differing=differing,
-        invalid=invalid,
-        errors=errors,
-        max_latency=max_latency,
-        error=error,
-        traceback=traceback,
-        first_invalid=first_invalid,
-        changed=changed,
-    )
+    return replay.report()
+
+
+class _Replay:
+    """The episodes of one screening, one after the other."""
+
+    def __init__(self, worker: PolicyWorker, envelope: Envelope, clock: Clock) -> None:
+        self.errors = 0
+        self.error = self.traceback = ""
+        self._worker = worker
+        self._envelope = envelope
+        self._clock = clock
+        self._device = f"screen-{worker.pid}"
+        self._ticks = self._differing = self._invalid = self._unrecorded = 0
+        self._max_latency = 0.0
+        self._first_invalid = self._first_unrecorded = self._changed_in = ""
+        self._changed: dict[int, Value] = {}
+
+    async def run(self, episode: Episode) -> None:
+        """Replay one episode. Raises SandboxError for what the program did."""
+        await self._worker.reset(self._device, f"screen-{episode.id}", episode.seed)
+        if episode.state is not None:
+            await self._worker.load_state(self._device, episode.state)
+        before: Value = UNCHANGED
+        previous: Value | None = None
+        for step in episode.steps:
+            if step.safe is not None or step.observation is None:
+                before, previous = step.action, None
+                continue
+            action = await self._act(step, before)
+            if action is UNCHANGED:
+                self._unrecorded += 1
+                break
+            self._ticks += 1
+            try:
+                action = self._envelope.check(action, previous)
+            except ValueError as refusal:
+                self._invalid += 1
+                self._first_invalid = self._first_invalid or f"episode {episode.id}, tick {step.tick}: {refusal}"
+            same = _same(action, step.action)
+            self._differing += not same
+            if not same and self._changed_in in {"", episode.id} and len(self._changed) < CHANGES_TOLD:
+                self._changed_in, self._changed[step.tick] = episode.id, action
+            before = UNCHANGED if same else step.action  # the recorded observations followed the recorded actions
+            previous = step.action
+        await self._worker.finish(self._device, episode.final_observation)
+
+    async def _act(self, step: Step, before: Value) -> Value:
+        """The action; UNCHANGED where it came of a question to a model that was never asked, whatever the program made of that."""
+        began = self._clock.monotonic()
+        desk = RecordedDesk(step.exchanges, self._worker.model_calls) if self._worker.model_calls else None
+        try:
+            action = await self._worker.act(self._device, step.tick, step.observation, safe=before, desk=desk)
+        except PolicyError:
+            if desk is None or not desk.missing:
+                raise
+        self._max_latency = max(self._max_latency, self._clock.monotonic() - began)
+        if desk is not None and desk.missing:
+            self._first_unrecorded = self._first_unrecorded or f"tick {step.tick}: {desk.missing}"
+            return UNCHANGED
+        return action
+
+    def report(self) -> ScreenReport:
+        """What was found."""
+        return ScreenReport(
+            ticks=self._ticks,
+            differing=self._differing,
+            invalid=self._invalid,
+            errors=self.errors,
+            max_latency=self._max_latency,
+            error=self.error,
+            traceback=self.traceback,
+            first_invalid=self._first_invalid,
+            changed=self._changed,
+            unrecorded=self._unrecorded,
+            first_unrecorded=self._first_unrecorded,
+        )
 
 
 def _same(one: Value, other: Value) -> bool:
     if isinstance(one, float | list | np.ndarray) or isinstance(other, float | list | np.ndarray):
         try:
             return bool(np.allclose(one, other, rtol=1e-9, atol=1e-12))
-        except (TypeError, ValueError):
-            return False
+        except (TypeError, ValueError):  # not numbers, or of another shape
+            return isinstance(one, list) and isinstance(other, list) and one == other
     return bool(one == other)

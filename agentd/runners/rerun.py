@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from agentd.errors import PolicyError, SandboxError
 from agentd.records import Episode, Record, Step, Value
+from agentd.runners.models import RecordedDesk
 from agentd.sandbox import UNCHANGED, PolicyWorker
 from agentd.trace.replay import is_lossless
 
@@ -15,7 +16,8 @@ class Rerun(Record, frozen=True):
     """What a replay showed. `actions` by tick; a fault ends it, an invalid action doesn't.
 
     `fault` is what the program raised, or how its process ended, at tick `failed_at` (None: before the first). `invalid` is the first
-    action that the envelope refuses, at `invalid_at`. `skipped` are ticks that could not be shown to the policy.
+    action that the envelope refuses, at `invalid_at`. `skipped` are ticks that could not be shown to the policy. `unrecorded` is the
+    question to a model that has no recorded answer, and ends the replay too.
     """
 
     actions: dict[int, Value] = {}  # noqa: RUF012 - a record copies its defaults
@@ -24,6 +26,7 @@ class Rerun(Record, frozen=True):
     invalid: str = ""
     invalid_at: int | None = None
     skipped: int = 0
+    unrecorded: str = ""
 
 
 async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, Value | None], Value] | None) -> Rerun:
@@ -36,6 +39,22 @@ async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, 
     invalid, invalid_at, skipped, tick = "", None, 0, None
     before: Value = UNCHANGED
     previous: Value | None = None
+    desk: RecordedDesk | None = None
+
+    def found(fault: str = "", failed_at: int | None = None) -> Rerun:
+        unrecorded = f"at tick {tick} {desk.missing}" if desk is not None and desk.missing else ""
+        if unrecorded:
+            fault, failed_at = "", None  # what the program made of that is no finding
+        return Rerun(
+            actions=actions,
+            fault=fault,
+            failed_at=failed_at,
+            invalid=invalid,
+            invalid_at=invalid_at,
+            skipped=skipped,
+            unrecorded=unrecorded,
+        )
+
     try:
         await worker.reset(device, f"rerun-{episode.id}", episode.seed)
         if episode.state is not None:
@@ -45,7 +64,10 @@ async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, 
                 before, previous, skipped = step.action, None, skipped + 1
                 continue
             tick = step.tick
-            action = await worker.act(device, tick, step.observation, safe=before)
+            desk = RecordedDesk(step.exchanges, worker.model_calls) if worker.model_calls else None
+            action = await worker.act(device, tick, step.observation, safe=before, desk=desk)
+            if desk is not None and desk.missing:
+                break
             actions[tick] = action
             if check is not None and not invalid:
                 try:
@@ -55,8 +77,8 @@ async def rerun(worker: PolicyWorker, episode: Episode, check: Callable[[Value, 
             before = step.action  # the recorded observations followed the recorded actions
             previous = None if step.safe is not None else step.action
     except SandboxError as error:
-        return Rerun(actions=actions, fault=_words(error), failed_at=tick, invalid=invalid, invalid_at=invalid_at, skipped=skipped)
-    return Rerun(actions=actions, invalid=invalid, invalid_at=invalid_at, skipped=skipped)
+        return found(_words(error), tick)
+    return found()
 
 
 def was_asked(step: Step, episode: Episode) -> bool:

@@ -62,6 +62,7 @@ class Runner:
             messages.Pause: self._pause,
             messages.Resume: self._pause,
             messages.Drain: lambda message: self.drain(message.timeout),
+            messages.LeaseModels: self._lease_models,
             messages.Acknowledge: self._acknowledge,
         }
         self._environment: Environment
@@ -76,7 +77,7 @@ class Runner:
             self._spec, session=self._session, broker=self._setup.broker, clock=self._clock, generator=self._random
         )
         self._workers = Workers(
-            Limits.from_spec(self._spec.sandbox),
+            Limits.from_spec(self._spec.sandbox, self._spec.models),
             min_isolation=self._spec.sandbox.min_isolation,
             on_log=self._spool.log,
             on_event=lambda kind, message, data: self._control.happened(kind, message, **data),
@@ -111,6 +112,8 @@ class Runner:
                 for chore in chores:
                     chore.cancel()
                 await self._control.brake.aclose()
+                if self._control.models is not None:
+                    await self._control.models.aclose()
 
     def _go_first(self) -> None:
         if self._control.mqtt is not None and self._control.mqtt.realtime:
@@ -285,6 +288,14 @@ class Runner:
         self._control.resumed += not self._control.paused
         self._control.changed()
         await self._environment.announce("paused" if self._control.paused else "ready")
+
+    async def _lease_models(self, message: messages.LeaseModels) -> Done:
+        models = self._control.models
+        if models is None:
+            raise RunnerError("this agent asks no models")
+        report = await models.renew(message)
+        self._control.changed()
+        return Done(request=message.request, models=report)
 
     async def _acknowledge(self, message: messages.Acknowledge) -> None:
         self._spool.acknowledge(message.episode)

@@ -6,9 +6,9 @@
         action = await worker.act("robot-1", 0, observation)
 
 Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `logs`, `policy`, `feedback`,
-`brake`, `limits`. The other side of the border, which must import little: `main`, `server`, `policies`, `judging`, `braking`, `loader`,
-`telltale`, `output`, `lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are resolved
-lazily, so that the zygote never imports pydantic by accident.
+`brake`, `limits`. The other side of the border, which must import little: `main`, `server`, `host`, `policies`, `judging`, `braking`,
+`loader`, `telltale`, `output`, `lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are
+resolved lazily, so that the zygote never imports pydantic by accident.
 """
 
 from importlib import import_module
@@ -16,21 +16,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentd.sandbox.brake import BrakeWorker
+    from agentd.sandbox.channel import Desk
     from agentd.sandbox.feedback import FeedbackWorker
     from agentd.sandbox.isolation import Isolation, probe
     from agentd.sandbox.limits import Limits
     from agentd.sandbox.policy import UNCHANGED, Cut, PolicyWorker
+    from agentd.sandbox.wire import Asked, Told
     from agentd.sandbox.zygote import Zygote
 
-__all__ = ["UNCHANGED", "BrakeWorker", "Cut", "FeedbackWorker", "Isolation", "Limits", "PolicyWorker", "Zygote", "probe"]
+__all__ = [
+    "UNCHANGED",
+    "Asked",
+    "BrakeWorker",
+    "Cut",
+    "Desk",
+    "FeedbackWorker",
+    "Isolation",
+    "Limits",
+    "PolicyWorker",
+    "Told",
+    "Zygote",
+    "probe",
+]
 
 _HOMES = {
+    "Asked": "wire",
     "BrakeWorker": "brake",
     "Cut": "policy",
+    "Desk": "channel",
     "FeedbackWorker": "feedback",
     "Isolation": "isolation",
     "Limits": "limits",
     "PolicyWorker": "policy",
+    "Told": "wire",
     "UNCHANGED": "policy",
     "Zygote": "zygote",
     "probe": "isolation",

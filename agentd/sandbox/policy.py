@@ -54,6 +54,7 @@ class PolicyWorker:
         self._zygote = zygote
         self._limits = limits
         self._channel = process.channel
+        self.model_calls = limits.model_calls
         self._nobody = NoModels(limits.model_calls) if limits.model_calls else None
         self.parameters = parameters
         self.isolation = zygote.level

@@ -517,6 +517,43 @@ def test_a_space_of_the_record_keeps_what_was_declared() -> None:
     assert space_record(SpaceSection(low=(0.0, 1.0), high=2.0)) == Space(kind="box", shape=(2,), low=(0.0, 1.0), high=2.0)
 
 
+MODELS = """
+[models]
+names = ["openai/gpt-4.1-mini"]
+budget = { dollars_per_day = 2.0, calls_per_hour = 100 }
+[sandbox]
+step_timeout = "60s"
+"""
+
+
+def test_what_an_agent_may_ask_of_models_is_declared_and_bounded(folder) -> None:
+    folder.append(MODELS)
+    spec, source = folder.load()
+    assert spec.models is not None
+    assert (spec.models.names, spec.models.calls_per_step, spec.models.max_tokens) == (("openai/gpt-4.1-mini",), 8, 2048)
+    assert (spec.models.budget.dollars_per_day, spec.models.budget.calls_per_hour) == (2.0, 100)
+    folder.write("agent.toml", GOOD)
+    plain, same = folder.load()
+    assert plain.models is None
+    assert source.digest == same.digest, "another model serves the same program"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("[models]\n", "sandbox.step_timeout", "required with [models]: how long a step may take, the answers of models included"),
+        (MODELS + "[models.budget]\n", "(syntax)", "not TOML"),
+        (MODELS.replace("calls_per_hour", "calls_per_day"), "models.budget.calls_per_day", "unknown key"),
+        (MODELS.replace("[sandbox]", "calls_per_step = 0\n[sandbox]"), "models.calls_per_step", "should be"),
+        (MODELS.replace('["openai/gpt-4.1-mini"]', '"openai/gpt-4.1-mini"'), "models.names", "should be a list"),
+        ('models = ["openai/gpt-4.1-mini"]\n', "models", "should be a table"),
+    ],
+)
+def test_mistakes_about_models_say_what_is_expected(folder, text, key, said) -> None:
+    folder.write("agent.toml", text + GOOD if text.startswith("models") else GOOD + text)
+    assert said in folder.mistakes()[key]
+
+
 @pytest.mark.parametrize(
     ("scope", "expected"),
     [("code", "the whole program is sandboxed"), ("agnet", 'should be "agent", not "agnet"')],

@@ -49,10 +49,10 @@ CONTRACT = {
     "agentd_last_proposal_timestamp_seconds": {"agent"},
     "agentd_feedback_delay_seconds": {"agent"},
     "agentd_llm_requests_total": {"agent", "purpose", "model", "outcome"},
-    "agentd_llm_tokens_total": {"agent", "model", "direction"},
-    "agentd_llm_cost_dollars_total": {"agent", "model"},
-    "agentd_budget_limit_dollars": {"agent"},
-    "agentd_budget_remaining_dollars": {"agent"},
+    "agentd_llm_tokens_total": {"agent", "purpose", "model", "direction"},
+    "agentd_llm_cost_dollars_total": {"agent", "purpose", "model"},
+    "agentd_budget_limit_dollars": {"agent", "spender"},
+    "agentd_budget_remaining_dollars": {"agent", "spender"},
     "agentd_mqtt_connected": {"agent"},
     "agentd_mqtt_messages_total": {"agent", "direction"},
     "agentd_mqtt_dropped_messages_total": {"agent", "reason"},
@@ -144,7 +144,7 @@ def exercise(metrics: Metrics) -> None:
     """Everything that can be observed, once."""
     metrics.episode(make_episode(), Feedback(episode="e1", score=0.8, normalised=0.8))
     metrics.usage(Usage(agent="cartpole", purpose="propose", model="m", outcome="ok", at=0, tokens_in=10, tokens_out=5, dollars=0.25))
-    metrics.budget("cartpole", limit=5.0, remaining=4.75)
+    metrics.budget("cartpole", "optimizer", limit=5.0, remaining=4.75)
     metrics.count("cartpole", RUNNER)
     metrics.devices("cartpole", {"a": "ready", "b": "ready", "c": "lost"})
     metrics.store(queued=3, write_errors=2)
