@@ -18,7 +18,7 @@ from agentd.errors import AgentdError, NotFound, SpecError
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
 from agentd.settings import DaemonSettings, masked
-from agentd.spec import AgentSpec, EnvironmentKind, load_agent
+from agentd.spec import AgentSpec, EnvironmentKind, ModelsSection, load_agent
 from agentd.store import SqlStore
 
 CONNECT_SECONDS = 3.0
@@ -72,7 +72,7 @@ def _check_agents(folders: Sequence[Path], settings: DaemonSettings) -> tuple[li
         found.append(Finding("good", str(folder), f"agent {spec.agent.name}: {len(source.files)} files, source {source.digest[:10]}"))
         if spec.environment.kind is EnvironmentKind.GYMNASIUM:
             found += _check_gymnasium(folder, spec)
-        elif spec.environment.mqtt.broker is None and settings.broker_url is None:
+        elif spec.environment.kind is EnvironmentKind.MQTT and spec.environment.mqtt.broker is None and settings.broker_url is None:
             found.append(
                 Finding("bad", str(folder), "environment.mqtt.broker: no broker is named here, nor broker_url in the daemon's settings")
             )
@@ -140,15 +140,30 @@ def _check_models(settings: DaemonSettings, specs: Sequence[AgentSpec]) -> list[
     found = []
     if settings.missing_key:
         found.append(Finding("bad", "models", f"api_key_env names {settings.missing_key}, which is not set"))
-    models = sorted({model for spec in specs for model in spec.optimizer.models or settings.models})
+    models = sorted({model for spec in specs for model in spec.optimizer.models or settings.models} | _of_policies(settings, specs))
     needing = sorted(
         spec.agent.name for spec in specs if spec.optimizer.algorithm == "optoprime" and not (spec.optimizer.models or settings.models)
     )
+    found += [_check_policy_models(spec, spec.models, settings) for spec in specs if spec.models is not None]
     if needing:
         found.append(Finding("bad", "models", f"{', '.join(needing)}: the optimizer optoprime needs a model; none is named"))
     elif specs and not models:
         found.append(Finding("hint", "models", "none is named: proposals come from the search over numbers alone"))
     return found + [_check_model(model, settings) for model in models]
+
+
+def _of_policies(settings: DaemonSettings, specs: Sequence[AgentSpec]) -> set[str]:
+    return {model for spec in specs if spec.models is not None for model in spec.models.names or settings.models}
+
+
+def _check_policy_models(spec: AgentSpec, section: ModelsSection, settings: DaemonSettings) -> Finding:
+    """What an agent may ask while it acts."""
+    names, budget = section.names or settings.models, section.budget
+    subject = f"models of {spec.agent.name}"
+    if not names:
+        return Finding("bad", subject, "[models] names none, nor does agentd.toml: each step that asks one would fail")
+    told = f"it may ask {', '.join(names)} while it acts, {section.calls_per_step} times a step, {budget.calls_per_hour} an hour"
+    return Finding("good", subject, f"{told}, for {budget.dollars_per_day:g} dollars a day")
 
 
 def _check_model(model: str, settings: DaemonSettings) -> Finding:
@@ -165,7 +180,7 @@ def _check_model(model: str, settings: DaemonSettings) -> Finding:
     missing = litellm.validate_environment(model)["missing_keys"]
     if missing and settings.api_key is None and settings.api_base is None:
         return Finding("bad", subject, f"needs {', '.join(missing)} in the environment, or api_key_env in agentd.toml")
-    return Finding("good", subject, "is named; it is first called when the optimizer needs it")
+    return Finding("good", subject, "is named; it is first called when it is needed")
 
 
 def as_json(found: Sequence[Finding]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ async def optimize(agent: str, settings: DaemonSettings, options: Options) -> in
     spec, source = _load(agent, settings)
     if options.models:
         spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"models": options.models})})
+        if spec.models is not None and not spec.models.names:
+            spec = spec.model_copy(update={"models": spec.models.model_copy(update={"names": options.models})})
     configure_logging(settings.model_copy(update={"log_level": "error"}))
     result = await _run(spec, source, settings, options)
     print_json(as_json(result)) if options.json else print_result(views.console(), result)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from agentd.cli.app import app
 from agentd.cli.scaffold import BLANK
+from agentd.ready import find
 from agentd.spec import load_agent
 
 HEAVY = (
@@ -170,3 +171,19 @@ def test_check_tells_mistakes_in_a_brokers_address_and_no_password(tmp_path: Pat
     assert "knows no option colour" in told
     assert "protocol should be 3.1.1 or 5" in told
     assert "s3cret" not in json.dumps(findings)
+
+
+def test_check_says_what_an_agent_may_ask_of_models(tmp_path: Path, monkeypatch) -> None:
+    for name in ("AGENTD_MODELS", "OPENAI_API_KEY", "AGENTD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    folder = str(find("triage"))
+    code, findings = check(tmp_path, folder)
+    assert code == 1
+    [found] = [finding for finding in findings if finding["subject"] == "models of triage"]
+    assert "each step that asks one would fail" in found["message"]
+    monkeypatch.setenv("AGENTD_MODELS", "openai/gpt-4.1-mini")
+    monkeypatch.setenv("AGENTD_API_KEY", "sk-test")
+    code, findings = check(tmp_path, folder)
+    assert code == 0, [finding for finding in findings if finding["level"] == "bad"]
+    [found] = [finding for finding in findings if finding["subject"] == "models of triage"]
+    assert found["message"] == "it may ask openai/gpt-4.1-mini while it acts, 1 times a step, 1000 an hour, for 5 dollars a day"
