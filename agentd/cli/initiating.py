@@ -328,6 +328,9 @@ def _agent_toml(name: str, entrypoint: str, feedback: str, program: _Program, op
     dataset = [f"path = {_quoted(str(data))}", *(f"{key} = {_quoted(value)}" for key, (value, default) in keys.items() if value != default)]
     args = "".join(f"\n{key} = {_quoted(value)}" for key, value in options.args.items())
     allowed = sorted({*_ALLOWED, *_needed(options.folder, program.tree)})
+    asks = _asks_models(options.folder)
+    sandbox = "" if tuple(allowed) == _ALLOWED else f"allowed_imports = {_quoted(allowed)}\n"
+    sandbox += 'step_timeout = "60s" # a step with all that it asks of models\n' if asks else ""
     text = _AGENT_TOML.format(
         name=_quoted(name),
         entrypoint=_quoted(entrypoint),
@@ -336,7 +339,8 @@ def _agent_toml(name: str, entrypoint: str, feedback: str, program: _Program, op
         dataset="\n".join(dataset),
         validation=VALIDATION,
         feedback=_quoted(feedback),
-        sandbox="" if tuple(allowed) == _ALLOWED else f"\n[sandbox]\nallowed_imports = {_quoted(allowed)}\n",
+        models=_MODELS if asks else "",
+        sandbox=f"\n[sandbox]\n{sandbox}" if sandbox else "",
     )
     return dedent(text)
 
@@ -358,7 +362,7 @@ episode_interval = 0.5 # seconds between two cases while nothing is compared
 {dataset}
 validation = {validation} # of the inputs: no optimizer sees them, they decide
 
-[feedback]
+{models}[feedback]
 entrypoint = {feedback}
 
 [optimizer]
@@ -368,6 +372,18 @@ trigger = "manual"
 [release]
 prune = {{ after_pairs = 10, below = 0.0 }}
 {sandbox}"""
+
+
+_MODELS = """\
+[models] # what the program may ask while it acts: names = ["openai/gpt-4.1-mini"], or the daemon's
+budget = { dollars_per_day = 5.0, calls_per_hour = 1000 }
+
+"""
+
+
+def _asks_models(folder: Path) -> bool:
+    """Whether a module of the program calls a language model."""
+    return any("call_llm" in path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.py"))
 
 
 def _needed(folder: Path, tree: ast.Module) -> set[str]:

@@ -8,7 +8,7 @@ from agentd.hosting.services import Services
 from agentd.opto.budget import POLICY, account_of
 from agentd.opto.contract import BudgetLimits
 from agentd.opto.llm import variables_of
-from agentd.runners.local import LocalRunner, ModelAccess
+from agentd.runners.local import LocalRunner, ModelAccess, ModelReport
 from agentd.spec import AgentSpec
 
 RENEW = 1.0
@@ -58,15 +58,16 @@ class Models:
         self._taken = report.taken + len(report.usage)
         if not report.usage:
             self._known.clear()
-        await self._tell(report.trouble)
+        await self._tell(report)
 
-    async def _tell(self, trouble: str) -> None:
+    async def _tell(self, report: ModelReport) -> None:
         """Say once that models don't answer, and once that they do again."""
+        trouble = report.trouble
         now = self._keeper.clock.monotonic()
         told = self._said_at is not None
         if trouble and not told:
             self._said_at = now
-            await self._keeper.say("models.unavailable", trouble)
+            await self._keeper.say("models.unavailable", trouble, budget=report.exhausted)
         elif not trouble and self._said_at is not None and now - self._said_at > SAY_EVERY:
             self._said_at = None
             await self._keeper.say("models.available", "models answer again")

@@ -149,14 +149,8 @@ class Offline:
     async def _goes_on(self, event: Event) -> bool:
         """Take in one event; False if nothing more is to come."""
         kind = event.kind
-        if kind in {"agent.failed", "agent.source_rejected"}:
-            self._problem = event.message
-            return False
-        if kind == "release.awaiting_approval":
-            self._ended = "a parameter that the proposal changes needs approval: `agentd run`, then `agentd approve`"
-            return False
-        if kind == "optimizer.budget_exhausted":
-            self._ended = f"the budget is used up: {event.message}"
+        self._problem, self._ended = self._why_over(event)
+        if self._problem or self._ended:
             return False
         if kind in {"runner.started", "runner.adopted"} or (kind == "optimizer.stopped" and self._made < self._proposals):
             state = self._agent.status().state
@@ -174,7 +168,25 @@ class Offline:
             await self._note(Attempt(number=self._made, fate=FAILED, reason=event.message, algorithm=algorithm))
         elif kind in _ENDS and str(event.data["release"]) in self._open:
             await self._note(await self._attempt(str(event.data["release"])))
+        elif kind in {"models.unavailable", "models.available"}:
+            self._show(event.message)
         return len(self._progress.attempts) < self._proposals
+
+    def _why_over(self, event: Event) -> tuple[str, str]:
+        """What is wrong, or else why it ended early, after this event; both empty where it goes on."""
+        match event.kind:
+            case "agent.failed" | "agent.source_rejected":
+                return event.message, ""
+            case "release.awaiting_approval":
+                return "", "a parameter that the proposal changes needs approval: `agentd run`, then `agentd approve`"
+            case "optimizer.budget_exhausted":
+                return "", f"the budget is used up: {event.message}"
+            case "models.unavailable" if event.data.get("budget"):
+                return "", f"what the agent may ask of models is used up: {event.message}"
+            case "models.unavailable" if not self._agent.status().recent:  # they never answered: waiting won't help
+                return f"the agent's models don't answer: {event.message}", ""
+            case _:
+                return "", ""
 
     def _began(self, release: str) -> None:
         self._open.add(release)

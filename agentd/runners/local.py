@@ -39,7 +39,19 @@ from agentd.runners.paths import RunnerPaths, short
 from agentd.sandbox import Isolation
 from agentd.spec import AgentSpec
 
-__all__ = ["Counted", "DeviceState", "DevicesChanged", "Finished", "Happened", "LocalRunner", "Log", "Lost", "ModelAccess", "ScreenReport"]
+__all__ = [
+    "Counted",
+    "DeviceState",
+    "DevicesChanged",
+    "Finished",
+    "Happened",
+    "LocalRunner",
+    "Log",
+    "Lost",
+    "ModelAccess",
+    "ModelReport",
+    "ScreenReport",
+]
 
 CONNECT_TIMEOUT = 5.0
 _REPLACE_TIMEOUT = 10.0

@@ -75,11 +75,15 @@ class ModelAccess(Record, frozen=True, kw_only=True):
 
 
 class ModelReport(Record, frozen=True, kw_only=True):
-    """What policies spent on models: the rows after the first `taken`. `trouble`: what keeps models from answering, in words."""
+    """What policies spent on models: the rows after the first `taken`.
+
+    `trouble`: what keeps models from answering, in words; `exhausted` where that is the budget.
+    """
 
     usage: tuple[Usage, ...] = ()
     taken: int = 0
     trouble: str = ""
+    exhausted: bool = False
 
 
 # --- to the runner ----------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Models:
         self._lease.renew(message.grant)
         if message.access is not None and message.access != self._access:
             await self._use(message.access)
-        return ModelReport(usage=self._lease.rows(ROWS), taken=self._lease.taken, trouble=self.trouble)
+        return ModelReport(usage=self._lease.rows(ROWS), taken=self._lease.taken, trouble=self.trouble, exhausted=self.exhausted)
 
     async def _use(self, access: ModelAccess) -> None:
         before, self._access = self._client, access

@@ -230,6 +230,14 @@ def test_an_agent_that_is_there_already_is_not_touched(folder):
     assert (folder / "agent.toml").read_text() == "mine"
 
 
+def test_a_program_that_asks_models_may_do_so_within_a_budget_and_has_time_for_it(folder):
+    (folder / "program.py").write_text("from agentd.trace.operators import call_llm\n" + PROGRAM)
+    assert init(folder).exit_code == 0
+    spec, _ = load_agent(folder)
+    assert spec.models is not None
+    assert (spec.models.budget.dollars_per_day, spec.sandbox.step_timeout) == (5.0, "60s")
+
+
 def test_the_greeting_policy_is_what_init_makes_of_its_program(tmp_path):
     shipped: Path = find("greeting")
     for file in ("greeting.py", "cases.jsonl"):

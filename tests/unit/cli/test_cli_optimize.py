@@ -60,13 +60,13 @@ class Ended:
 
 
 class Laptop:
-    """A folder with the greeting policy, a state directory, and what is started on them."""
+    """A folder with a shipped policy, a state directory, and what is started on them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.agent = folder / "greeting"
+    def __init__(self, folder: Path, name: str = "greeting") -> None:
+        self.agent = folder / name
         self.state = folder / "state"
         self.processes: list[asyncio.subprocess.Process] = []
-        shutil.copytree(find("greeting"), self.agent)
+        shutil.copytree(find(name), self.agent)
 
     def edit(self, old: str, new: str) -> None:
         path = self.agent / "agent.toml"
@@ -92,7 +92,7 @@ class Laptop:
 
     async def ended(self, process: asyncio.subprocess.Process) -> Ended:
         output, errors = await asyncio.wait_for(process.communicate(), 120)
-        assert lock_holder(RunnerPaths.under(self.state, "greeting").lock) is None, "a runner was left behind"
+        assert lock_holder(RunnerPaths.under(self.state, self.agent.name).lock) is None, "a runner was left behind"
         return Ended(process.returncode, output.decode(), errors.decode())
 
     def store(self):
@@ -103,7 +103,7 @@ class Laptop:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        holder = lock_holder(RunnerPaths.under(self.state, "greeting").lock)
+        holder = lock_holder(RunnerPaths.under(self.state, self.agent.name).lock)
         if holder is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(holder, signal.SIGKILL)
@@ -290,3 +290,41 @@ def hits(action):
     async with await laptop.store() as store:
         found = (await store.revision(ended.document["after"])).values["x"]
     assert 0.0 < found <= 1.0
+
+
+@pytest.fixture
+async def triage(tmp_path):
+    made = Laptop(tmp_path, "triage")
+    made.edit("episode_interval = 1.0", "episode_interval = 0.05")
+    yield made
+    await made.aclose()
+
+
+def follows(request):
+    """A model that names a team if it is told to, the right one for what its own words are in; and that knows a better prompt."""
+    if "suggestion" in request.prompt:
+        return suggest(prompt="Answer with one word: billing, delivery, account or technical.")
+    prompt, message = (message["content"] for message in request.body["messages"])
+    return "technical" if "one word" in prompt else f"It is about: {message}"
+
+
+async def test_an_agent_that_asks_models_itself_is_improved_with_the_same_models_on_a_budget_of_its_own(triage):
+    async with ScriptedLlm(follows) as model:
+        ended = await triage.optimize("-n", "1", model=model)
+    assert ended.code == 0, ended.errors
+    [attempt] = ended.document["attempts"]
+    assert attempt["paths"] == ["prompt"]
+    assert attempt["pairs"] >= 10
+    assert attempt["candidate"] > attempt["reference"] == 0.0
+    async with await triage.store() as store:
+        usage = await store.usage("triage", since=0.0)
+    assert {row.purpose for row in usage} == {"policy", "optoprime"}
+
+
+async def test_an_agent_whose_models_never_answer_is_not_waited_for(triage):
+    async with ScriptedLlm(in_turn([Reply(status=401, error=f"the key {KEY} is wrong")])) as model:
+        ended = await triage.optimize("-n", "1", model=model)
+    assert ended.code == 1
+    assert "the agent's models don't answer" in ended.document["problem"]
+    assert "is the API key set" in ended.document["problem"]
+    assert KEY not in ended.output + ended.errors
