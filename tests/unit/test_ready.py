@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def test_a_wheel_brings_the_ready_agents_and_finds_them(tmp_path):
     for name, folder in found.items():
         shipped = {path.name for path in folder.iterdir()}
         assert {"agent.toml", "feedback.py", "README.md"} <= shipped
-        assert shipped & {"controller.py", "hosted.py"}, name
+        entrypoint = tomllib.loads((folder / "agent.toml").read_text())["agent"]["entrypoint"]
+        assert f"{entrypoint.partition(':')[0]}.py" in shipped, name
         assert folder.is_relative_to(installed / "agentd" / "_ready"), name
         assert not [path for path in folder.rglob("*") if path.suffix == ".pyc"]
