@@ -36,6 +36,7 @@ from agentd.runners.paths import RunnerPaths, lock_holder
 from agentd.runners.realtime import PRIORITY, go_first
 from agentd.spec import AgentSpec, load_agent
 
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 CONTROLLER = '''
 from agentd.trace import bundle, model, node
 
@@ -366,11 +367,17 @@ async def a_runner(folder: Path, url: str, name: str, spec: AgentSpec) -> AsyncI
 
 
 async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dict[str, Any]:
-    """Two warm revisions in turns; from the route to the plant's first action of the new one, by the plant's clock."""
+    """Two warm revisions in turns; from the route to the plant's first action of the new one, by the plant's clock.
+
+    The rest of the tick is counted in two ways. From the request on: up to the next observation that the plant sends. That one may be
+    faster than the request; then it is answered by the old revision, and the new one's first comes a whole tick later. From the
+    runner's answer on: what the switch adds is the way of the request (and back, which is too much) and the time that the first action
+    took; the tick that passed meanwhile is the plant's.
+    """
     spec, source = load_agent(write_agent(folder, arguments))
     log = Log(folder / "switches.jsonl")
     revisions = [make_revision("servo", source.digest, {"gain": gain}) for gain in (2.0, 2.5)]
-    times: list[tuple[str, float]] = []
+    times: list[tuple[str, float, float]] = []
     async with a_runner(folder / "state-of-switches", url, "switches", spec) as runner:
         for revision in revisions:
             await runner.load(source, revision)
@@ -379,27 +386,31 @@ async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dic
             await until(lambda: len(log.lines()) > arguments.rate)
             for number in range(1, arguments.switches + 1):
                 await asyncio.sleep(0.05 + 0.0137 * (number % 7))
-                times.append((revisions[number % 2].id, time.monotonic()))
+                asked_at = time.monotonic()
                 await runner.route(revisions[number % 2].id)
+                times.append((revisions[number % 2].id, asked_at, time.monotonic()))
             await asyncio.sleep(0.5)
     lines = log.lines()
-    whole, beyond = [], []
-    for (wanted, at), (_, following) in itertools.pairwise([*times, ("", float("inf"))]):
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for (wanted, at, answered), (_, following, _) in itertools.pairwise([*times, ("", float("inf"), 0.0)]):
         later = [line for line in lines if at <= line[5] < following]
-        first = next((line for line in later if line[3] == wanted), None)
-        asked = next((line[5] - line[4] for line in later if line[5] - line[4] >= at), None)
-        if first is not None and asked is not None:
-            whole.append(first[5] - at)
-            beyond.append(first[5] - asked)
-    whole.sort()
-    beyond.sort()
+        first = next((line for line in later if line[3] == wanted and line[2] == "action"), None)
+        observed = next((line[5] - line[4] for line in later if line[5] - line[4] >= at), None)
+        if first is None or observed is None:
+            continue
+        found["route to first action"].append(first[5] - at)
+        found["request and answer"].append(answered - at)
+        found["observation to first action"].append(first[4])
+        found["beyond the rest of the tick, from the request on"].append(first[5] - observed)
+        found["beyond the rest of the tick, from the answer on"].append(min(first[5] - at, answered - at + first[4]))
+        found["observation faster than the request"].append(float(first[5] - first[4] > observed + 0.001))
     return {
-        "switches": f"{len(whole)} of {len(times)}",
-        "route to first action, p50 ms": round(1000 * quantile(whole, 0.5), 2),
-        "route to first action, p99 ms": round(1000 * quantile(whole, 0.99), 2),
-        "beyond the rest of the tick, p50 ms": round(1000 * quantile(beyond, 0.5), 2),
-        "beyond the rest of the tick, p90 ms": round(1000 * quantile(beyond, 0.9), 2),
-        "beyond the rest of the tick, p99 ms": round(1000 * quantile(beyond, 0.99), 2),
+        "switches": f"{len(found['route to first action'])} of {len(times)}",
+        "observation faster than the request, of them": int(sum(found.pop("observation faster than the request", []))),
+        **{
+            f"{name}, ms": {label: round(1000 * quantile(sorted(seconds), share), 2) for label, share in SHARES.items()}
+            for name, seconds in found.items()
+        },
         "by source": dict(collections.Counter(line[2] for line in lines[arguments.rate :])),
     }
 
