@@ -136,7 +136,7 @@ class HostedAgent:
             if models is not None:
                 await models.renew()  # before anything is routed: the first step may ask already
             await self._take_over(runner, parts)
-            async with Judge(self.spec, self._source, self._metric) as judge, asyncio.TaskGroup() as tasks:
+            async with Judge(self.spec, self._source, self._metric, services.zygotes) as judge, asyncio.TaskGroup() as tasks:
                 chores = [
                     tasks.create_task(self._listen(runner, parts), name=f"{self.name}: listen"),
                     tasks.create_task(parts.intake.run(judge, runner), name=f"{self.name}: learn"),

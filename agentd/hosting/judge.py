@@ -8,8 +8,9 @@ from typing import Self
 import structlog
 
 from agentd.errors import SandboxError
+from agentd.hosting.zygotes import Zygotes
 from agentd.records import MODELS_LOST, Episode, Feedback, Metric, Outcome, Source
-from agentd.sandbox import FeedbackWorker, Limits, Zygote
+from agentd.sandbox import FeedbackWorker, Limits
 from agentd.spec import AgentSpec, metric_record
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -23,12 +24,12 @@ def lost_words(episode: Episode) -> str:
 class Judge:
     """Turns an episode, as the runner recorded it, into feedback. A judge that hangs is killed; the next episode gets a new one."""
 
-    def __init__(self, spec: AgentSpec, source: Source, metric: Metric) -> None:
+    def __init__(self, spec: AgentSpec, source: Source, metric: Metric, zygotes: Zygotes) -> None:
         self._spec = spec
         self._source = source
         self._metric = metric
         self._further = tuple(metric_record(section) for section in spec.metrics[1:])
-        self._zygote: Zygote | None = None
+        self._zygotes = zygotes
         self._worker: FeedbackWorker | None = None
 
     async def __aenter__(self) -> Self:
@@ -38,14 +39,10 @@ class Judge:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the worker and its zygote."""
-        # Each is forgotten only when it is closed: whoever is cancelled in the middle of this leaves the rest to the next call.
+        """End the worker."""
         if self._worker is not None:
             await self._worker.aclose()
-            self._worker = None
-        if self._zygote is not None:
-            await self._zygote.aclose()
-            self._zygote = None
+            self._worker = None  # not before: whoever is cancelled in the middle of this leaves it to the next call
 
     async def judge(self, episode: Episode) -> Feedback:
         """The feedback on `episode`. Never raises for what feedback.py does: `Feedback.failed` says it, and the score is no evidence.
@@ -70,11 +67,10 @@ class Judge:
     async def _ready(self) -> FeedbackWorker:
         if self._worker is None:
             limits = Limits.from_spec(self._spec.sandbox)
-            if self._zygote is None:
-                self._zygote = await Zygote.start(imports=limits.allowed_imports, min_isolation=self._spec.sandbox.min_isolation)
+            zygote = await self._zygotes.get(limits.allowed_imports, self._spec.sandbox.min_isolation)
             timeout = self._spec.feedback.timeout if self._spec.feedback else 10.0
             self._worker = await FeedbackWorker.start(
-                self._zygote,
+                zygote,
                 source=self._source,
                 limits=limits,
                 timeout=timeout,

@@ -14,6 +14,7 @@ from agentd.errors import AgentdError
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.releases import LEASE
+from agentd.hosting.zygotes import Zygotes
 from agentd.observability.metrics import Metrics
 from agentd.opto.budget import DAY, Ledger
 from agentd.opto.contract import Llm
@@ -35,6 +36,7 @@ class Services:
     llm: Llm
     ledger: Ledger
     freeze: Freeze
+    zygotes: Zygotes
     state_directory: Path
     epoch: int
     seed: int
@@ -73,6 +75,7 @@ async def open_services(settings: DaemonSettings, clock: Clock) -> AsyncIterator
             llm=llm,
             ledger=ledger,
             freeze=Freeze(store, bus, clock, await read_freeze(store)),
+            zygotes=await stack.enter_async_context(Zygotes()),
             state_directory=settings.state_directory,
             epoch=await store.begin_epoch(),
             seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy

@@ -66,6 +66,7 @@ class Zygote:
         self._groups = cgroup.Groups(cgroup.Branch(None, (), ""))
         self.alive = True
         """False as soon as the process is gone, and its workers with it."""
+        self._stuck = False
         self._loop.add_reader(control, self._read)
 
     @classmethod
@@ -131,6 +132,11 @@ class Zygote:
         """Of the process that was exec'd."""
         return self._process.pid
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it lives, and forks in time."""
+        return self.alive and not self._stuck
+
     def policy_seed(self, seed: int | None) -> int | None:
         """What a policy is told of a plant's `seed`: the same for the same one, and nothing that it could be computed from."""
         if seed is None:
@@ -157,6 +163,7 @@ class Zygote:
             if forked.done() and not forked.cancelled() and forked.exception() is None and forked.result().handle >= 0:
                 os.close(forked.result().handle)  # nobody gets it; the worker ends with its channel
             if isinstance(error, TimeoutError):
+                self._stuck = True
                 raise SandboxError(f"the zygote forked no worker within {FORK_TIMEOUT:g} s") from error
             if isinstance(error, OSError):
                 raise WorkerDied(f"the zygote is gone: {error}") from error

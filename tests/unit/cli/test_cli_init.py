@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from agentd.cli.app import app
 from agentd.clock import SystemClock
 from agentd.hosting.judge import Judge
+from agentd.hosting.zygotes import Zygotes
 from agentd.ready import find
 from agentd.records import Episode, Outcome, Purpose, Role, Step, make_revision
 from agentd.sandbox import Limits, PolicyWorker, Zygote
@@ -80,7 +81,7 @@ async def judged(folder, action, reference):
         id="e", agent="a", device="d", revision="r", role=Role.STABLE, purpose=Purpose.NORMAL, outcome=Outcome.FINISHED,
         started_at=SystemClock().time(), duration=0.1, steps=(step,),
     )  # fmt: skip
-    async with Judge(spec, source, metric_record(spec.metrics[0])) as judge:
+    async with Zygotes() as zygotes, Judge(spec, source, metric_record(spec.metrics[0]), zygotes) as judge:
         return await judge.judge(episode)
 
 
