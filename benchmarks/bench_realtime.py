@@ -31,6 +31,7 @@ from agentd.clock import SystemClock
 from agentd.device import Applied, Device
 from agentd.errors import AgentdError
 from agentd.records import Source, make_revision
+from agentd.runners.forkserver import Forkserver
 from agentd.runners.local import Finished, LocalRunner, Lost
 from agentd.runners.paths import RunnerPaths, lock_holder
 from agentd.runners.realtime import PRIORITY, go_first
@@ -345,10 +346,12 @@ def quantile(ordered: list[float], share: float) -> float:
 
 
 @contextlib.asynccontextmanager
-async def a_runner(folder: Path, url: str, name: str, spec: AgentSpec) -> AsyncIterator[LocalRunner]:
+async def a_runner(folder: Path, url: str, name: str, spec: AgentSpec, forkserver: Forkserver | None = None) -> AsyncIterator[LocalRunner]:
     """A runner without a daemon; what it tells is acknowledged."""
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
-    runner = await LocalRunner.adopt_or_start(spec=spec, state_directory=folder, epoch=1, broker=url, clock=SystemClock(), seed=1)
+    runner = await LocalRunner.adopt_or_start(
+        spec=spec, state_directory=folder, epoch=1, broker=url, clock=SystemClock(), seed=1, forkserver=forkserver
+    )
 
     async def listen() -> None:
         while True:
@@ -425,6 +428,7 @@ async def agents(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     times, memory = [], []
     before = _available()
     async with contextlib.AsyncExitStack() as stack:
+        forkserver = None if arguments.no_forkserver else stack.enter_context(Forkserver())
         for number in range(arguments.agents):
             tables = {
                 "schema": 1,
@@ -432,7 +436,8 @@ async def agents(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 "environment": {"kind": "gymnasium", "id": "MountainCarContinuous-v0", "max_steps": 50, "episode_interval": 3600.0},
             }
             began = time.perf_counter()
-            runner = await stack.enter_async_context(a_runner(folder / "many", "", f"{number}", AgentSpec.model_validate(tables)))
+            spec = AgentSpec.model_validate(tables)
+            runner = await stack.enter_async_context(a_runner(folder / "many", "", f"{number}", spec, forkserver))
             await runner.load(source, make_revision(f"servo-{number}", digest, {}))
             times.append(time.perf_counter() - began)
             memory.append((runner.pid, before - _available()))
@@ -491,6 +496,7 @@ if __name__ == "__main__":
     parser.add_argument("--episode-ticks", type=int, default=100)
     parser.add_argument("--switches", type=int, default=200)
     parser.add_argument("--agents", type=int, default=10)
+    parser.add_argument("--no-forkserver", action="store_true", help="each of these agents' runners imports everything itself")
     parser.add_argument("--realtime", action="store_true", help="SCHED_FIFO for runner, broker and plant, where it is allowed")
     parser.add_argument("--json", action="store_true", help="on one line")
     parser.add_argument("--plant", metavar="URL", help=argparse.SUPPRESS)

@@ -54,10 +54,16 @@ class Runners:
         self.epoch = 0
         self._open = []
 
-    async def start(self, spec, *, broker=None, epoch=None, seed=1):
+    async def start(self, spec, *, broker=None, epoch=None, seed=1, forkserver=None):
         self.epoch = self.epoch + 1 if epoch is None else epoch
         runner = await LocalRunner.adopt_or_start(
-            spec=spec, state_directory=self.state, epoch=self.epoch, broker=broker, clock=SystemClock(), seed=seed
+            spec=spec,
+            state_directory=self.state,
+            epoch=self.epoch,
+            broker=broker,
+            clock=SystemClock(),
+            seed=seed,
+            forkserver=forkserver,
         )
         self._open.append(runner)
         return runner

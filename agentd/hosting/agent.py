@@ -126,6 +126,7 @@ class HostedAgent:
             broker=services.broker,
             seed=services.seed,
             clock=services.clock,
+            forkserver=services.forkserver,
         )
         self._runner = runner
         self._problem = ""

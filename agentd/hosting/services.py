@@ -20,6 +20,7 @@ from agentd.opto.budget import DAY, Ledger
 from agentd.opto.contract import Llm
 from agentd.opto.llm import LitellmClient, LlmSettings
 from agentd.records import Usage
+from agentd.runners.forkserver import Forkserver
 from agentd.settings import DaemonSettings
 from agentd.store import SqlStore
 from agentd.store.contract import Store
@@ -37,6 +38,7 @@ class Services:
     ledger: Ledger
     freeze: Freeze
     zygotes: Zygotes
+    forkserver: Forkserver
     state_directory: Path
     epoch: int
     seed: int
@@ -76,6 +78,7 @@ async def open_services(settings: DaemonSettings, clock: Clock) -> AsyncIterator
             ledger=ledger,
             freeze=Freeze(store, bus, clock, await read_freeze(store)),
             zygotes=await stack.enter_async_context(Zygotes()),
+            forkserver=stack.enter_context(Forkserver()),
             state_directory=settings.state_directory,
             epoch=await store.begin_epoch(),
             seed=settings.seed if settings.seed is not None else Random().getrandbits(31),  # noqa: S311 - chance, not secrecy

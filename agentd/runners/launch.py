@@ -5,14 +5,18 @@ import contextlib
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from typing import cast
 
 from agentd import codec
 from agentd.clock import Clock
 from agentd.errors import RunnerError
 from agentd.runners import messages
+from agentd.runners.forkserver import Forkserver, Order
 from agentd.runners.messages import Done, Failed, Setup, as_error
 from agentd.runners.paths import RunnerPaths, lock_holder
 from agentd.spec import AgentSpec
@@ -54,22 +58,52 @@ async def end(paths: RunnerPaths, pid: int, clock: Clock) -> None:
         await asyncio.sleep(0.02)
 
 
-def start(paths: RunnerPaths, setup: Setup) -> None:
-    """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread."""
+def start(paths: RunnerPaths, setup: Setup, kind: str, forkserver: Forkserver | None = None) -> None:
+    """Start a runner and wait until it controls. Raises what it could not begin for. Blocks: call it in a thread.
+
+    Forked by the forkserver, where there is one; otherwise a process that imports everything itself.
+    """
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment |= {"OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}  # it would look for them in every installed package
-    command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    ) as process:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs, paths.log.open("wb") as log:
+            streams = (theirs.fileno(), theirs.fileno(), log.fileno())
+            if forkserver is not None:
+                order = Order(directory=str(paths.directory), agent=paths.agent, kind=kind)
+                forkserver.fork(order, environment, streams)
+            else:
+                _exec(paths, environment, streams)
         try:
-            answer, words = process.communicate(codec.encode(setup), timeout=START_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            answer = _answer(ours, codec.encode(setup))
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                if (holder := lock_holder(paths.lock)) is not None:
+                    os.kill(holder, signal.SIGKILL)
             raise RunnerError(f"the runner of {paths.agent} did not begin within {START_TIMEOUT:g} s; see {paths.log}") from None
     if not answer:
-        last = (words.decode(errors="replace") + paths.log.read_text(errors="replace") if paths.log.exists() else "")[-2000:]
-        raise RunnerError(f"the runner of {paths.agent} died while it began: {last}")
+        raise RunnerError(f"the runner of {paths.agent} died while it began: {paths.log.read_text(errors='replace')[-2000:]}")
     message: Done | Failed = codec.decode(answer[4:], cast("type[Done | Failed]", Done | Failed))
     if isinstance(message, Failed):
         raise as_error(message.kind, message.message, message.fields)
+
+
+def _exec(paths: RunnerPaths, environment: Mapping[str, str], streams: tuple[int, int, int]) -> None:
+    """What is exec'd forks the runner and ends."""
+    command = [sys.executable, "-m", "agentd.runners.process", str(paths.directory), paths.agent]
+    stdin, stdout, stderr = streams
+    subprocess.run(command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True, check=False)  # noqa: S603 - our own interpreter and module
+
+
+def _answer(runner: socket.socket, setup: bytes) -> bytes:
+    """What it says when it is told what to control; nothing where it died. Raises TimeoutError."""
+    limit = time.monotonic() + START_TIMEOUT
+    runner.settimeout(START_TIMEOUT)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        runner.sendall(setup)
+        runner.shutdown(socket.SHUT_WR)
+        while part := runner.recv(65_536):
+            answer += part
+            runner.settimeout(max(0.001, limit - time.monotonic()))
+    return answer

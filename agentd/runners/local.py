@@ -13,6 +13,7 @@ from agentd.errors import CodecError, Fenced, RunnerError
 from agentd.opto.budget import Grant
 from agentd.records import Episode, PairPlan, Parameter, Record, Revision, Source
 from agentd.runners import messages
+from agentd.runners.forkserver import Forkserver
 from agentd.runners.launch import end, fingerprint, holder_of, start
 from agentd.runners.messages import (
     Counted,
@@ -109,6 +110,7 @@ class LocalRunner:
         broker: str | None,
         clock: Clock,
         seed: int | None = None,
+        forkserver: Forkserver | None = None,
     ) -> Self:
         """The agent's runner: the living one if it was started as `spec` says now, else a new one.
 
@@ -136,7 +138,7 @@ class LocalRunner:
                 await runner.abandon()
             await end(paths, holder, clock)
         setup = Setup(spec=spec.model_dump_json(by_alias=True).encode(), fingerprint=wanted, broker=broker, seed=seed)
-        await asyncio.to_thread(start, paths, setup)
+        await asyncio.to_thread(start, paths, setup, spec.environment.kind.value, forkserver)
         runner = await cls._connect(paths, epoch)
         runner.replaced = replaced
         return runner

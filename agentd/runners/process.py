@@ -1,4 +1,4 @@
-"""The runner process: `python -m agentd.runners.process DIRECTORY AGENT`, with a `Setup` on its standard input.
+"""The runner process: `python -m agentd.runners.process DIRECTORY AGENT`, or forked (`forkserver`), with a `Setup` on its standard input.
 
 It leaves its parent at once (an own session, reparented), so that no daemon's death reaches it, and says on its standard output whether it
 controls: one frame, `Done` or `Failed`, then the end of the stream. Its lock is held for as long as it lives.
@@ -32,10 +32,15 @@ _LOCK_PATIENCE = 40
 def main() -> None:
     """Detach, and run."""
     directory, agent = sys.argv[1:]
-    setup = codec.decode(sys.stdin.buffer.read(), Setup)
     if os.fork():
         os._exit(0)  # the daemon waits for this process and never has to reap the runner
+    run(directory, agent)
+
+
+def run(directory: str, agent: str) -> None:
+    """Read what is to be controlled, and do it."""
     os.setsid()
+    setup = codec.decode(sys.stdin.buffer.read(), Setup)
     paths = RunnerPaths(Path(directory), agent)
     answer = _Answer(os.dup(1))
     _redirect(paths.log)
