@@ -172,7 +172,7 @@ async def test_the_stable_revision_can_not_be_retired(runners, make_spec, make_p
 
 async def test_a_candidate_that_is_retired_in_the_middle_of_an_episode_ends_it_in_good_order(runners, make_spec, make_program):
     program, candidate = make_program(BALANCE), make_program(SLOW_BALANCE)
-    runner = await served(runners, make_spec(), program)
+    runner = await served(runners, make_spec(sandbox={"step_timeout": "30s"}), program)
     await runner.load(*candidate)
     await runner.pair(plan(program[1], candidate[1]))
     await told(runner, Log, lambda message: "slowly" in message.lines)
