@@ -21,7 +21,7 @@ from agentd import codec
 from agentd.errors import RunnerError
 from agentd.records import Record
 
-ALWAYS = ("uvloop", "numpy", "agentd.runners.runner")
+ALWAYS = ("uvloop", "numpy", "agentd.runners.process")
 KINDS = {
     "gymnasium": ("agentd.environments.gymnasium", "gymnasium"),
     "mqtt": ("agentd.environments.mqtt", "agentd.environments.mapped"),
