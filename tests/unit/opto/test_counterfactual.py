@@ -64,6 +64,13 @@ async def test_what_differs_is_told_case_by_case_with_what_was_seen_and_done(rep
     assert runner.loaded == {}
 
 
+async def test_values_that_ask_a_model_something_else_act_otherwise_in_a_way_that_is_not_known(replay):
+    asks = ScreenReport(unrecorded=1, first_unrecorded="tick 0: a model is asked what is not recorded: 'Who?'")
+    screening = await replay(Runner(asks, ScreenReport(ticks=3)), episode(), episode("e2"))({"gain": 2.0})
+    assert (screening.ok, screening.ticks, screening.differing) == (True, 4, 1), "not the same as what runs, for all that is known"
+    assert screening.report.startswith("Case 1: it asks a model something else (tick 0: a model is asked what is not recorded: 'Who?')")
+
+
 @pytest.mark.parametrize("values", [{"gain": 99.0}, {"gone": 1.0}, {"gain": "fast"}, {"gain": float("nan")}])
 async def test_values_that_break_the_rules_are_refused_before_anything_is_loaded(replay, values):
     runner = Runner()

@@ -11,7 +11,7 @@ from agentd.errors import BudgetExhausted, ModelError
 from agentd.opto.budget import Ledger
 from agentd.opto.cache import DiskCache
 from agentd.opto.contract import BudgetLimits, LlmRequest, Message
-from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.opto.llm import LitellmClient, LlmSettings, variables_of
 from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 
 KEY = "sk-live-0123456789abcdef"
@@ -222,3 +222,22 @@ async def test_the_same_question_is_answered_from_the_cache(tmp_path):
     assert again.cached
     assert (again.tokens_in, again.dollars) == (0, 0.0)
     assert len(usages) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("openai/gpt-4.1-mini", {"OPENAI_API_KEY"}),
+        ("gpt-4.1-mini", {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"}),
+        ("bedrock/claude", {"AWS_SECRET_ACCESS_KEY"}),
+        ("together_ai/llama", {"TOGETHERAI_API_KEY"}),
+        ("vertex_ai/gemini", {"VERTEXAI_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS"}),
+        ("ollama/llama3", set()),
+    ],
+)
+def test_a_runner_is_told_the_variables_of_its_own_models_providers_and_the_way_out(model, wanted):
+    keys = (
+        *("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "TOGETHERAI_API_KEY", "VERTEXAI_PROJECT"),
+        *("GOOGLE_APPLICATION_CREDENTIALS", "GITHUB_TOKEN", "AGENTD_API_KEY", "https_proxy", "HOME"),
+    )
+    assert set(variables_of([model], dict.fromkeys(keys, "x"))) == {*wanted, "https_proxy"}

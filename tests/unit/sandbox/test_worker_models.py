@@ -8,9 +8,12 @@ import pytest_asyncio
 
 from agentd import codec
 from agentd.errors import PolicyError, ProtocolViolation, WorkerTimeout
-from agentd.records import NodeKind, Source, TraceGraph, make_revision
+from agentd.records import Episode, Exchange, NodeKind, Outcome, Purpose, Role, Source, Step, TraceGraph, make_revision
+from agentd.runners.bisection import RAISES, Question
+from agentd.runners.rerun import rerun
 from agentd.sandbox import Limits, PolicyWorker, Zygote
 from agentd.sandbox.wire import MAX_TOLD, Asked, Told
+from agentd.trace.host import question_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -214,3 +217,17 @@ async def test_a_worker_that_asks_though_it_may_not_is_ended(zygote: Zygote) -> 
     async with await start(zygote, LIAR.format(lie="asked(1)"), calls=0) as worker:
         with pytest.raises(ProtocolViolation, match="allows none"):
             await worker.act("robot", 0, "o")
+
+
+async def test_a_failed_episode_is_run_again_with_recorded_answers_and_stops_where_there_is_none(zygote: Zygote) -> None:
+    asked = (("system", "Be loud."), ("user", "hello"))
+    exchange = Exchange(key=question_key(asked), messages=asked, answer="HELLO")
+    steps = (Step(0, "hello", "HELLO", exchanges=(exchange,)), Step(1, "again", "AGAIN"))
+    about = {"agent": "a", "device": "d", "revision": "r", "role": Role.STABLE, "purpose": Purpose.NORMAL}
+    episode = Episode(id="e", outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, steps=steps, **about)  # type: ignore[arg-type]
+    async with await start(zygote, "  def act(self, o): return call_llm('Be loud.', o)\n") as worker:
+        found = await rerun(worker, episode, None)
+    assert found.actions == {0: "HELLO"}
+    assert found.unrecorded == "at tick 1 a model is asked what is not recorded: 'again'"
+    assert found.fault == "", "what the program made of that is no finding"
+    assert Question(RAISES).answer("r", found).fails is None
