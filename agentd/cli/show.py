@@ -166,6 +166,8 @@ def print_agent(out: Console, agent: JSON) -> None:
         ("devices", ", ".join(f"{device}: {status}" for device, status in agent["devices"].items()) or "none"),
         ("optimizer", agent["optimizer"] or "-"),
     ]
+    if agent.get("models_dollars") is not None:
+        facts.append(("models", f"{agent['models_remaining']:.2f} of {agent['models_dollars']:g} dollars a day are left"))
     if agent["runner_session"]:
         runner = f"pid {agent['runner_pid']}, session {agent['runner_session']}{', adopted' if agent['runner_adopted'] else ''}"
         facts += [

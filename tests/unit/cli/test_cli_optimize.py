@@ -308,6 +308,7 @@ def follows(request):
     return "technical" if "one word" in prompt else f"It is about: {message}"
 
 
+@pytest.mark.long  # a daemon's way of it is in tests/e2e/test_llm_agents.py
 async def test_an_agent_that_asks_models_itself_is_improved_with_the_same_models_on_a_budget_of_its_own(triage):
     async with ScriptedLlm(follows) as model:
         ended = await triage.optimize("-n", "1", model=model)
