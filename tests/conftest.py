@@ -20,7 +20,7 @@ from agentd.runners.local import LocalRunner
 from agentd.spec import AgentSpec
 
 # HYPOTHESIS_PROFILE=long looks further. No deadline: tests assert no time, and machines are shared.
-settings.register_profile("quick", deadline=None)
+settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -74,7 +74,8 @@ async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, mo
     robot.prove()
 
 
-async def test_a_reply_that_can_not_be_used_is_told_and_changes_nothing(hosted, model):
+@pytest.mark.timeout(120)  # a dozen answers, one after the other
+async def test_a_reply_that_can_not_be_used_or_a_service_that_fails_is_told_changes_nothing_and_is_asked_again(hosted, model):
     hosted.add_agent(edit=asking())
     robot = await hosted.robot()
     await start(hosted, model)
@@ -89,26 +90,6 @@ async def test_a_reply_that_can_not_be_used_is_told_and_changes_nothing(hosted, 
         (Reply(suggest(act=code.replace("int(lean > 0.0)", "int(lean > "))), "act"),
         (Reply(suggest(act=code.replace("self, observation", "self, everything"))), "act"),
         (Reply(suggest(act="import socket\n" + code)), "act"),
-    ):
-        model.reply = reply
-        await hosted.client.propose("cartpole")
-        event = await failed_with(hosted, words)
-        assert event["agent"] == "cartpole"
-    assert (await hosted.agent())["state"]["stable"] == stable
-    assert await hosted.client.releases("cartpole") == []
-    assert robot.sources()["fallback"] == 0
-    model.reply = Reply(f"```json\n{suggest(act=mirrored(code))},\n```")  # slightly broken, and understood
-    await hosted.client.propose("cartpole")
-    await hosted.until(lambda: hosted.events("release.proposed"))
-    robot.prove()
-
-
-async def test_a_service_that_fails_is_told_and_asked_again_later(hosted, model):
-    hosted.add_agent(edit=asking())
-    robot = await hosted.robot()
-    await start(hosted, model)
-    code = (await hosted.client.parameters("cartpole"))["act"]
-    for reply, words in (
         (Reply(status=401, error=f"bad key {KEY}"), "API key"),
         (Reply(status=429, retry_after=3600.0, error="slow down"), "slow down"),
         (Reply(status=500, error="we are on fire"), "we are on fire"),
@@ -117,11 +98,14 @@ async def test_a_service_that_fails_is_told_and_asked_again_later(hosted, model)
         model.reply = reply
         await hosted.client.propose("cartpole")
         event = await failed_with(hosted, words)
+        assert event["agent"] == "cartpole"
         assert KEY not in event["message"]
-    model.reply = Reply(suggest(act=mirrored(code)))
+    assert (await hosted.agent())["state"]["stable"] == stable
+    assert await hosted.client.releases("cartpole") == []
+    assert robot.sources()["fallback"] == 0
+    model.reply = Reply(f"```json\n{suggest(act=mirrored(code))},\n```")  # slightly broken, and understood
     await hosted.client.propose("cartpole")
     await hosted.until(lambda: hosted.events("release.proposed"))
-    assert robot.sources()["fallback"] == 0
     robot.prove()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import random
 
-import litellm  # noqa: F401 - it takes seconds to load, which would count against the deadlines below
 import pytest
 
 from agentd.clock import SystemClock
@@ -11,10 +10,16 @@ from agentd.errors import BudgetExhausted, ModelError
 from agentd.opto.budget import Ledger
 from agentd.opto.cache import DiskCache
 from agentd.opto.contract import BudgetLimits, LlmRequest, Message
-from agentd.opto.llm import LitellmClient, LlmSettings, variables_of
+from agentd.opto.llm import LitellmClient, LlmSettings, _import_litellm, variables_of
 from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 
 KEY = "sk-live-0123456789abcdef"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _litellm_is_loaded():
+    """It takes seconds, which would count against the deadlines below; and no other test's process has to wait for it."""
+    _import_litellm()
 
 
 def request(text="Hello", **changes):

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import ville
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,15 @@ from agentd.release.statistics import (
     lower_bound,
     normal_mixture,
 )
+
+
+@pytest.fixture(scope="module")
+def ville():
+    """The oracle: it loads much of scipy, which not every process that collects these tests has to wait for."""
+    import ville
+
+    return ville
+
 
 differences = st.lists(st.floats(-1, 1), max_size=60)
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=60)
@@ -133,7 +141,7 @@ def test_an_equal_candidate_is_falsely_refuted_at_most_alpha_often_under_continu
 
 
 @pytest.mark.parametrize(("shift", "deviation"), [(0.05, 0.1), (0.1, 0.1), (0.15, 0.3), (0.3, 0.3)])
-def test_it_needs_no_more_than_1_2_times_the_pairs_of_villes_betting_test(shift, deviation):
+def test_it_needs_no_more_than_1_2_times_the_pairs_of_villes_betting_test(ville, shift, deviation):
     random, ours, theirs = np.random.default_rng(11), [], []
     for _ in range(60):
         values = np.clip(random.normal(-shift, deviation, 600), -1, 1)
@@ -147,7 +155,7 @@ def test_it_needs_no_more_than_1_2_times_the_pairs_of_villes_betting_test(shift,
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=50))
-def test_the_confidence_sequence_is_villes(values):
+def test_the_confidence_sequence_is_villes(ville, values):
     sequence = AsymptoticConfidenceSequence.of(values)
     oracle = ville.AsymptoticCS(alpha=0.05, min_samples=2).fit(values)
     rho_squared = sequence._rho_squared
@@ -233,7 +241,7 @@ def test_the_lower_bound_is_a_share_that_a_better_score_never_lowers(values):
 
 @pytest.mark.parametrize("n", [20, 50, 200])
 @pytest.mark.parametrize("deviation", [0.01, 0.05, 0.2])
-def test_the_lower_bound_is_as_tight_as_villes_betting_interval(n, deviation):
+def test_the_lower_bound_is_as_tight_as_villes_betting_interval(ville, n, deviation):
     values = np.clip(np.random.default_rng(n).normal(0.8, deviation, n), 0, 1)
     oracle = ville.BettingCS(alpha=0.1, c=0.95).fit(values)  # two-sided at 0.1: its lower end is one-sided at 0.05
     assert (

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 
+import msgspec
 import pytest
 from processes import alive
 
@@ -226,15 +227,16 @@ async def test_a_candidate_that_hangs_is_killed_and_stable_goes_on(runners, make
     assert (await episode(runner, lambda one: one.purpose is Purpose.RECOVERY)).outcome is Outcome.FINISHED
 
 
-@pytest.mark.parametrize("answer", ["None", "float('nan')", "7", "'left'", "[1, 0]", "observation"])
-async def test_a_candidate_whose_action_the_plant_must_not_get_is_aborted(runners, make_spec, make_program, answer):
-    program, candidate = make_program(BALANCE), make_program(ANSWERS.format(answer=answer))
+async def test_a_candidate_whose_action_the_plant_must_not_get_is_aborted(runners, make_spec, make_program):
+    program = make_program(BALANCE)
     runner = await served(runners, make_spec(), program)
-    await runner.load(*candidate)
-    await runner.pair(plan(program[1], candidate[1]))
-    aborted = await episode(runner, lambda one: one.role is Role.CANDIDATE)
-    assert (aborted.outcome, len(aborted.steps)) == (Outcome.ABORTED, 1)
-    assert aborted.steps[0].safe in {"invalid", "error"}
+    for answer in ("None", "float('nan')", "7", "'left'", "[1, 0]", "observation"):
+        source, candidate = make_program(ANSWERS.format(answer=answer))
+        await runner.load(source, candidate)
+        await runner.pair(msgspec.structs.replace(plan(program[1], candidate), id=answer))
+        aborted = await episode(runner, lambda one, wanted=candidate.id: one.revision == wanted)
+        assert (aborted.outcome, len(aborted.steps), aborted.role) == (Outcome.ABORTED, 1, Role.CANDIDATE), answer
+        assert aborted.steps[0].safe in {"invalid", "error"}, answer
     assert aborted.steps[0].action == 0
 
 

@@ -163,5 +163,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreAgainstItsModel = StoreMachine.TestCase
 TestStoreAgainstItsModel.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=settings.default.max_examples // 6,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
