@@ -374,8 +374,8 @@ async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dic
 
     The rest of the tick is counted in two ways. From the request on: up to the next observation that the plant sends. That one may be
     faster than the request; then it is answered by the old revision, and the new one's first comes a whole tick later. From the
-    runner's answer on: what the switch adds is the way of the request (and back, which is too much) and the time that the first action
-    took; the tick that passed meanwhile is the plant's.
+    runner's answer on: the way of the request and back, and what passes from the next observation after it to the new revision's first
+    action; a whole tick more where the new policy wasn't ready for that observation.
     """
     spec, source = load_agent(write_agent(folder, arguments))
     log = Log(folder / "switches.jsonl")
@@ -405,11 +405,17 @@ async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dic
         found["request and answer"].append(answered - at)
         found["observation to first action"].append(first[4])
         found["beyond the rest of the tick, from the request on"].append(first[5] - observed)
-        found["beyond the rest of the tick, from the answer on"].append(min(first[5] - at, answered - at + first[4]))
-        found["observation faster than the request"].append(float(first[5] - first[4] > observed + 0.001))
+        known = next((line[5] - line[4] for line in later if line[5] - line[4] >= answered), first[5] - first[4])
+        taken = min(known, first[5] - first[4])  # it may serve before the answer is here
+        found["beyond the rest of the tick, from the answer on"].append(min(first[5] - at, answered - at + first[5] - taken))
+        found["observation faster than the request"].append(float(observed < min(answered, first[5] - first[4] - 0.001)))
+        found["policy not ready in the tick of the answer"].append(float(first[5] - first[4] > known + 0.001))
     return {
         "switches": f"{len(found['route to first action'])} of {len(times)}",
-        "observation faster than the request, of them": int(sum(found.pop("observation faster than the request", []))),
+        **{
+            f"{name}, of them": int(sum(found.pop(name, [])))
+            for name in ("observation faster than the request", "policy not ready in the tick of the answer")
+        },
         **{
             f"{name}, ms": {label: round(1000 * quantile(sorted(seconds), share), 2) for label, share in SHARES.items()}
             for name, seconds in found.items()
