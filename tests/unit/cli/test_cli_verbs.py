@@ -4,9 +4,9 @@ import json
 
 import msgspec
 import pytest
-from api_bench import BETTER, FIRST, NOW, STATE, make_release
+from api_bench import BETTER, FIRST, NOW, STATE, make_episode, make_release
 
-from agentd.records import Event, Phase
+from agentd.records import Event, Exchange, Phase, Step
 
 
 async def test_status_shows_every_agent_and_exits_1_when_one_has_failed(cli) -> None:
@@ -59,6 +59,20 @@ async def test_history_tells_verdict_evidence_who_and_why(cli) -> None:
     text = (await cli("history", "cartpole")).stdout
     for shown in ("r-old", "promoted", "+0.100", "4.48", "12", "better"):
         assert shown in text, shown
+
+
+async def test_show_tells_what_an_episode_asked_of_models(cli) -> None:
+    asked = (("system", "Name the team."), ("user", "Where is\nmy parcel?"))
+    exchanges = (
+        Exchange(key="k", messages=asked, answer="delivery", model="openai/x", tokens_in=30, tokens_out=1, seconds=0.5),
+        Exchange(key="", messages=(), error="ModelError: on fire"),
+    )
+    step = Step(0, "Where is my parcel?", "delivery", exchanges=exchanges)
+    await cli.api.store.add_episode(make_episode("asked", steps=(step,)), None, regime=0)
+    await cli.api.store.flush()
+    text = " ".join((await cli("show", "asked")).stdout.split())
+    assert "tick 0 asked Where is my parcel? -> delivery (openai/x, 30+1 tokens, 0.5 s)" in text
+    assert "(not kept) -> ModelError: on fire" in text
 
 
 async def test_show_finds_agents_releases_revisions_and_episodes_by_their_beginnings(cli) -> None:
