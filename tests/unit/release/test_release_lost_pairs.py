@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from agentd.hosting.canary import Canary, LostPair
-from agentd.records import Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Role, Step
+from agentd.records import MODELS_LOST, Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Role, Step
 
 
 @pytest.fixture
@@ -46,3 +47,13 @@ def test_a_plant_that_is_lost_under_way_in_the_second_half_is_evidence(canary):
     pair = canary.take(*half(Role.STABLE, Outcome.LOST, 3))
     assert isinstance(pair, Pair)
     assert (pair.reference, pair.candidate) == (0.0, 0.8)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_half_whose_models_gave_no_answer_is_no_evidence_even_in_the_second_half(canary, role):
+    other = Role.STABLE if role is Role.CANDIDATE else Role.CANDIDATE
+    assert canary.take(*half(other, Outcome.FINISHED, 3)) is None
+    episode, feedback = half(role, Outcome.LOST, 3)
+    lost = canary.take(msgspec.structs.replace(episode, reason=MODELS_LOST, error="on fire"), feedback)
+    assert isinstance(lost, LostPair)
+    assert lost.reason == "models gave no answer: on fire"
