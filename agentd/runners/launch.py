@@ -67,7 +67,7 @@ def start(paths: RunnerPaths, setup: Setup, kind: str, forkserver: Forkserver | 
     environment |= {"OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}  # it would look for them in every installed package
     ours, theirs = socket.socketpair()
     with ours:
-        with theirs, paths.log.open("wb") as log:
+        with theirs, open(paths.log, "wb", opener=_for_the_owner) as log:
             streams = (theirs.fileno(), theirs.fileno(), log.fileno())
             if forkserver is not None:
                 order = Order(directory=str(paths.directory), agent=paths.agent, kind=kind)
@@ -86,6 +86,10 @@ def start(paths: RunnerPaths, setup: Setup, kind: str, forkserver: Forkserver | 
     message: Done | Failed = codec.decode(answer[4:], cast("type[Done | Failed]", Done | Failed))
     if isinstance(message, Failed):
         raise as_error(message.kind, message.message, message.fields)
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _exec(paths: RunnerPaths, environment: Mapping[str, str], streams: tuple[int, int, int]) -> None:

@@ -5,6 +5,7 @@ controls: one frame, `Done` or `Failed`, then the end of the stream. Its lock is
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -40,6 +41,8 @@ def main() -> None:
 def run(directory: str, agent: str) -> None:
     """Read what is to be controlled, and do it."""
     os.setsid()
+    with contextlib.suppress(OSError):  # Linux only: `ps -o pid,comm` and `top` tell whose runner it is
+        Path("/proc/self/comm").write_text(f"agentd:{agent}"[:15])
     setup = codec.decode(sys.stdin.buffer.read(), Setup)
     paths = RunnerPaths(Path(directory), agent)
     answer = _Answer(os.dup(1))

@@ -53,6 +53,7 @@ async def test_forked_runners_have_sessions_of_their_own_and_nothing_of_the_daem
         assert os.getsid(runner.pid) == runner.pid
         assert "sk-secret" not in (process(runner.pid) / "environ").read_text()
         assert not sockets(forkserver.pid) & sockets(runner.pid)
+    assert (process(other.pid) / "comm").read_text() == "agentd:other\n"
     assert one.session != other.session
 
 
@@ -79,7 +80,10 @@ async def test_the_server_ends_with_its_daemon_and_its_runners_are_adopted(runne
     assert (await episode(again)).steps
 
 
-async def test_a_forked_runner_that_cannot_begin_says_why(runners, make_spec, forkserver):
+async def test_a_forked_runner_that_cannot_begin_says_why_also_in_a_log_for_its_owner_only(runners, make_spec, forkserver, tmp_path):
     spec = make_spec(environment={"kind": "gymnasium", "id": "NoSuchPlant-v0"})
     with pytest.raises(PlantError, match="NoSuchPlant"):
         await runners.start(spec, forkserver=forkserver)
+    (log,) = tmp_path.rglob("*.log")
+    assert log.stat().st_mode & 0o077 == 0
+    assert "NoSuchPlant" in log.read_text()
