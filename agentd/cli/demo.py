@@ -32,6 +32,8 @@ ROBOT_LOG = "robot-actions.jsonl"
 HEALTHY_EPISODES = 10
 AFTER_EPISODES = 20
 STAGE_TIMEOUT = 240.0
+START_TIMEOUT = 180.0
+"""Seconds for a process that lives to say something. A fresh install on a busy machine compiles for most of a minute."""
 
 
 class DemoError(AgentdError):
@@ -114,7 +116,7 @@ class Demo:
             enter = stack.enter_async_context
             with self._view:
                 broker = await enter(child("broker", ["agentd.environments.broker", "--port", "0"], self._state))
-                port = int(await broker.line(20.0))
+                port = int(await broker.line(START_TIMEOUT))
                 robot = await enter(child("robot", self._robot_arguments(port), self._state))
                 daemon = await enter(child("daemon", ["agentd", "run", "--config", str(self._configure(port))], self._state, patience=30.0))
                 client = await enter(await self._connect(daemon))
@@ -172,20 +174,22 @@ class Demo:
         return path
 
     async def _connect(self, daemon: Child) -> Client:
-        for _ in range(200):
-            with contextlib.suppress(DaemonUnreachable):
-                client = Client.from_state(self._state)
-                status = await client.status()
-                if status.get("broken"):
-                    raise DemoError("\n".join(status["broken"].values()))
-                if any(agent["name"] == AGENT for agent in status["agents"]):
-                    self._url = client.url
-                    self._view.url = client.page_url
-                    return client
-                await client.aclose()
-            if daemon.process.returncode is not None:
-                break
-            await asyncio.sleep(0.1)
+        """The daemon's API once it hosts the agent. Raises DemoError where the daemon ends before, or takes too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT):
+                while daemon.process.returncode is None:
+                    with contextlib.suppress(DaemonUnreachable):
+                        async with AsyncExitStack() as stack:
+                            client = await stack.enter_async_context(Client.from_state(self._state))
+                            status = await client.status()
+                            if status.get("broken"):
+                                raise DemoError("\n".join(status["broken"].values()))
+                            if any(agent["name"] == AGENT for agent in status["agents"]):
+                                stack.pop_all()
+                                self._url = client.url
+                                self._view.url = client.page_url
+                                return client
+                    await asyncio.sleep(0.1)
         raise DemoError(f"the daemon did not start; the end of {daemon.log}:\n{daemon.log.read_text(errors='replace')[-600:]}")
 
     async def _follow(self, client: Client) -> None:
@@ -229,7 +233,7 @@ class Demo:
     async def _broken(self, robot: Child) -> None:
         self._view.stage(f"the robot changes: {self._options.change}")
         await robot.tell(f"change {self._options.change}")
-        answer = await robot.line(10.0)
+        answer = await robot.line(START_TIMEOUT)
         if answer != f"changed {self._options.change}":
             raise DemoError(f"the robot can't make this change: {answer}")
         self._story.stage = BROKEN
