@@ -39,7 +39,7 @@ async def check_all(where: Where, folders: Sequence[Path]) -> list[Finding]:
         settings = where.settings()
     except SpecError as error:
         return [Finding("bad", mistake.file, f"{mistake.key}: {mistake.expected}") for mistake in error.mistakes]
-    found, specs = _check_agents(folders or _agent_folders(settings), settings)
+    found, specs = _check_agents([_find(folder, settings) for folder in folders] or _agent_folders(settings), settings)
     isolation = await asyncio.to_thread(probe)
     found += _check_isolation(isolation, specs)
     found += _check_realtime(specs)
@@ -47,6 +47,12 @@ async def check_all(where: Where, folders: Sequence[Path]) -> list[Finding]:
     found += [await _check_broker(url) for url in sorted(_brokers(settings, specs))]
     found += await asyncio.to_thread(_check_models, settings, specs)
     return found
+
+
+def _find(folder: Path, settings: DaemonSettings) -> Path:
+    """The folder that is meant: that one, or the agent's of this name in the agents directory."""
+    named = settings.agents / folder
+    return named if not folder.exists() and named.is_dir() else folder
 
 
 def _agent_folders(settings: DaemonSettings) -> list[Path]:

@@ -56,7 +56,7 @@ def run(
 
 
 def check(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Agent folders (default: those of the agents directory).")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders, or names in the agents directory (default: all of it).")] = None,
     *,
     json: Json = False,
     config: Config = None,
