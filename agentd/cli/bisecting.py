@@ -116,9 +116,9 @@ async def bisect(store: SqlStore, key: str, *, good: str | None, spec: Callable[
     limits = Limits.from_spec(section)
     if any(step.exchanges for step in episode.steps):
         limits = msgspec.structs.replace(limits, model_calls=max(len(step.exchanges) for step in episode.steps) + 1)
-    envelope = None if found is None else await _envelope(found)
+    envelope = None if found is None else await envelope_of(found)
     async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation) as zygote:
-        return await _search(store, _Replays(store, zygote, limits, episode, envelope), line, good, finding)
+        return await _search(store, Replays(store, zygote, limits, episode, envelope), line, good, finding)
 
 
 def _hiding(finding: Finding, *lines: str) -> Finding:
@@ -143,7 +143,7 @@ def _refusal(episode: Episode) -> str:
     return ""
 
 
-async def _envelope(spec: AgentSpec) -> Envelope:
+async def envelope_of(spec: AgentSpec) -> Envelope:
     """The action limits. Only a Gymnasium environment has to be made to know its space."""
     if spec.environment.kind is not EnvironmentKind.GYMNASIUM:
         return Envelope.from_spec(spec, space_record(spec.environment.action_space))
@@ -174,7 +174,7 @@ async def _lineage(store: SqlStore, episode: Episode) -> tuple[list[Revision], b
     return line[::-1], False
 
 
-class _Replays:
+class Replays:
     """Replays of one episode, each revision's once."""
 
     def __init__(self, store: SqlStore, zygote: Zygote, limits: Limits, episode: Episode, envelope: Envelope | None) -> None:
@@ -209,7 +209,7 @@ def _unheard(line: str) -> None:
     del line  # what a program prints while it is replayed is nobody's news
 
 
-async def _search(store: SqlStore, replays: _Replays, line: list[Revision], good: str | None, finding: Finding) -> Finding:
+async def _search(store: SqlStore, replays: Replays, line: list[Revision], good: str | None, finding: Finding) -> Finding:
     own = await replays.of(line[-1])
     if isinstance(own, str):
         return replace(finding, reason=f"the failing revision can't be replayed: {own}")

@@ -1,4 +1,4 @@
-"""The verbs that account for what runs: export, bisect, audit."""
+"""The verbs that account for what runs: export, replay, bisect, audit."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ VERIFY = "verify"
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
-    for verb in (export, bisect, audit):
+    for verb in (export, replay, bisect, audit):
         app.command(rich_help_panel="Account")(verb)
 
 
@@ -100,6 +100,32 @@ def _is_terminal() -> bool:
     import sys  # noqa: PLC0415 - looked up anew: tests and shells replace it
 
     return sys.stdout.isatty()
+
+
+def replay(
+    episode: Annotated[str, typer.Argument(help="The id of an episode, or its beginning.")],
+    *,
+    revision: Annotated[str | None, typer.Option("--revision", help="Through this one; without it the one that the episode ran.")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="The agent's folder; without it the one in the agents directory.")] = None,
+    json: Json = False,
+    config: Config = None,
+    state: State = None,
+    store: StoreOption = None,
+) -> None:
+    """What a revision would have done on what an episode saw, tick by tick: in the sandbox, never on the plant.
+
+    Exits 1 if it acts otherwise than recorded, outside of the limits, or fails.
+    """
+    where = Where(config, state, store)
+
+    async def work(opened: "SqlStore") -> int:
+        from agentd.cli import bisecting, replaying  # noqa: PLC0415 - they import the sandbox
+
+        found = await replaying.replay(opened, episode, revision=revision, spec=lambda agent: bisecting.find_spec(where, agent, folder))
+        print_json(found.as_json()) if json else replaying.print_replayed(views.console(), found)
+        return GOOD if found.same else FAILED
+
+    _with_store(where, work)
 
 
 def bisect(

@@ -280,3 +280,38 @@ async def test_wrong_usage_is_told(past, lonely) -> None:
         answer = await lonely(*words, "--store", str(past.path), *folder, state=False)
         assert answer.exit_code == 2, answer.output
         assert said in answer.stderr
+
+
+@pytest.fixture
+def replay(lonely, past):
+    async def run(*words, code=0):
+        answer = await lonely("replay", "failed", "--store", str(past.path), *words, state=False)
+        assert answer.exit_code == code, answer.output
+        return answer.stdout
+
+    return run
+
+
+async def test_a_replay_through_the_revision_that_ran_acts_as_recorded(past, replay) -> None:
+    await past.write({}, {"gain": 2.0}, episode=past.episode)
+    found = json.loads(await replay("--json", "--folder", str(past.folder)))
+    assert (found["same"], found["comparison"]["compared"], found["revision"]) == (True, 10, past.line[1].id)
+    assert "limits were not checked" in await replay()
+
+
+async def test_a_replay_through_another_revision_tells_where_it_differs_leaves_the_limits_and_raises(past, replay) -> None:
+    await past.write({}, {"gain": 3.0}, {"law": RAISING}, {"gain": 1.5}, episode=past.episode)
+    folder = ("--folder", str(past.folder))
+    found = json.loads(await replay("--json", *folder, "--revision", past.line[1].id[:12], code=1))
+    assert (found["comparison"]["differing"], found["comparison"]["differences"][0]["tick"]) == (9, 1)
+    assert found["invalid"].startswith("at tick 7: ")
+    told = await replay(*folder, "--revision", past.line[2].id, code=1)
+    assert "it fails at tick 6" in told
+    assert "no law for 0.6" in told
+
+
+async def test_a_replay_of_what_is_not_there_is_wrong_usage(past, replay, lonely) -> None:
+    await past.write({}, episode=lambda: past.episode(steps=()))
+    await replay(code=2)
+    await replay("--revision", "beef", code=2)
+    assert (await lonely("replay", "nothing", "--store", str(past.path), state=False)).exit_code == 2
