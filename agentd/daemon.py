@@ -29,6 +29,7 @@ from agentd.runners.local import LocalRunner
 from agentd.settings import DaemonSettings, remove_address, write_address
 from agentd.spec import load_agent
 from agentd.store.contract import Store
+from agentd.store.retention import Erased
 
 FORGET_EVERY = 300.0
 
@@ -75,7 +76,14 @@ class Daemon:
                 return
             self._broken.clear()
             found: dict[str, tuple[str, str, HostedAgent]] = {}
-            for folder in await asyncio.to_thread(_agent_folders, self._settings.agents):
+            hosted = {hosting.folder for hosting in self._agents.values()}
+            folders = await asyncio.to_thread(_agent_folders, self._settings.agents)
+            if not folders:
+                log.warning(
+                    "no agent is hosted: no folder here has an agent.toml; `agentd new` writes one", agents=str(self._settings.agents)
+                )
+            # Who is hosted keeps the name: a copy of the folder must not take an agent over.
+            for folder in sorted(folders, key=lambda folder: folder.name not in hosted):
                 try:
                     spec, source = await asyncio.to_thread(load_agent, folder)
                 except Exception as error:  # noqa: BLE001 - whatever is in that folder, it stops no other agent
@@ -233,6 +241,14 @@ class Daemon:
         """Serve a known revision: rollback or pin."""
         await self._agent(agent).verbs.set_desired(revision, who=who, reason=reason)
         return self.agent_status(agent)
+
+    async def forget(self, agent: str, *, device: str | None, episodes: Sequence[str], who: str, reason: str = "") -> Erased:
+        """Erase episodes, also of an agent that is not hosted now."""
+        await self._services.store.agent(agent)
+        erased = await self._services.store.erase(agent, device=device, episodes=episodes, who=who, reason=reason)
+        for event in erased.events:
+            self._services.bus.publish(event)
+        return erased
 
     async def rebase(self, agent: str, *, keep: Sequence[str], take: Sequence[str], who: str, reason: str = "") -> Release | None:
         """Settle conflicts between learned values and a changed source."""

@@ -232,10 +232,11 @@ class StoreUnavailable(StoreError):  # noqa: N818 - a state
 
 
 class DaemonUnreachable(AgentdError):  # noqa: N818 - a state
-    """No daemon answers at `url`."""
+    """No daemon answers at `url`. `hangs`: its process is there, and says nothing."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, *, hangs: bool = False) -> None:
         self.url = url
+        self.hangs = hangs
         self.reason = reason
         super().__init__(f"no daemon answers at {url}: {reason}")
 

@@ -31,6 +31,13 @@ class Settlement(Decision):
     take: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
 
 
+class Forgotten(Decision):
+    """What to erase: all episodes of a device, and those with these whole ids."""
+
+    device: Annotated[str | None, Field(min_length=1, max_length=255)] = None
+    episodes: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
+
+
 @router.get("/status", dependencies=[viewer])
 async def read_status(shared: Shared) -> Response:
     """The daemon and all its agents."""
@@ -166,6 +173,20 @@ async def read_any_revision(shared: Shared, revision: Key) -> Response:
 async def set_desired(shared: Shared, request: Request, agent: AgentName, desired: DesiredRevision, key: IdempotencyKey = None) -> Response:
     """Serve a known revision, with the source that it was measured on, from the next episode on: rollback or pin."""
     return await _changed(shared, request, key, partial(shared.commands.set_desired, agent, desired.revision), desired)
+
+
+@router.post("/agents/{agent}/forget", dependencies=[operator])
+async def forget(shared: Shared, request: Request, agent: AgentName, forgotten: Forgotten, key: IdempotencyKey = None) -> Response:
+    """Erase the episodes of a device, or single ones, with steps, traces and feedback. The log says that, by whom and why."""
+    if forgotten.device is None and not forgotten.episodes:
+        raise Problem(422, "invalid-request", "name a device, episodes, or both")
+
+    async def work() -> Response:
+        who, reason = forgotten.who, forgotten.reason
+        erased = await shared.commands.forget(agent, device=forgotten.device, episodes=forgotten.episodes, who=who, reason=reason)
+        return document({"erased": erased.episodes, "overwritten": erased.overwritten})
+
+    return await once(shared, request, key, work)
 
 
 @router.get("/agents/{agent}/conflicts", dependencies=[viewer])

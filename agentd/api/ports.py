@@ -7,6 +7,7 @@ from typing import Protocol
 from msgspec import field
 
 from agentd.records import AgentState, Hold, Mode, Record, Release, Value
+from agentd.store.retention import Erased
 
 
 class Health(enum.StrEnum):
@@ -159,6 +160,10 @@ class Commands(Protocol):
 
         Raises DecodingError for paths without a conflict. None where nothing is kept.
         """
+        ...
+
+    async def forget(self, agent: str, *, device: str | None, episodes: Sequence[str], who: str, reason: str = "") -> Erased:
+        """Erase an agent's episodes of a device, or single ones; also of an agent that is not hosted now."""
         ...
 
     async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
     for verb in (propose, submit, approve, promote, abort, retry, rollback, pin):
         app.command(rich_help_panel="Decide")(verb)
+    app.command(rich_help_panel="Account")(forget)
     app.command("import", rich_help_panel="Decide")(import_)
 
 
@@ -211,6 +212,34 @@ def _serve(agent: str, revision: str | None, reason: str, where: Where, *, json:
             raise UsageMistake(f"there is no other revision of {agent} known to be good; name one: `agentd history {agent}` lists them")
         status = await client.set_desired(agent, target, reason=reason)
         return views.tell(status, f"{agent} serves {views.short(status['state']['stable'])} from the next episode on", json=json)
+
+    change(where, work)
+
+
+@where_to_ask
+def forget(
+    agent: Agent,
+    episodes: Annotated[list[str] | None, typer.Argument(help="Whole ids of episodes to erase.")] = None,
+    *,
+    device: Annotated[str | None, typer.Option("--device", help="Erase all episodes of this device, or of this person's client.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; needed where there is no terminal.")] = False,
+    reason: Reason = "",
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Erase episodes of a device or a person, with steps, traces and feedback. It can't be undone; the log keeps who, when and why."""
+    if not episodes and device is None:
+        raise typer.BadParameter("name episodes, or a device with --device")
+
+    async def work(client: "Client") -> int:
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageMistake("erasing can't be undone: say --yes")
+            what = [f"all episodes of device {device}"] if device is not None else []
+            typer.confirm(f"erase {' and '.join([*what, *(episodes or ())])} of {agent} for good?", abort=True)
+        erased = await client.forget(agent, device=device, episodes=episodes or (), reason=reason)
+        left = "" if erased["overwritten"] else "; their bytes leave the database's files later, when nothing reads them"
+        return views.tell(erased, f"{erased['erased']} episodes of {agent} are erased{left}", json=json)
 
     change(where, work)
 

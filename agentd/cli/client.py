@@ -17,6 +17,8 @@ from agentd.settings import read_address
 
 JSON = JsonObject
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+PING = 5.0
+"""Seconds in which a daemon that lives says so."""
 SILENCE = 45.0
 """Seconds without even a heartbeat after which an event stream counts as dead."""
 
@@ -27,8 +29,11 @@ class Client:
     Answers are JSON documents as docs/api.md describes them.
     """
 
-    def __init__(self, url: str, token: str | None, *, viewer_token: str | None = None, who: str = "operator") -> None:
+    def __init__(
+        self, url: str, token: str | None, *, viewer_token: str | None = None, who: str = "operator", pid: int | None = None
+    ) -> None:
         self.url = url.rstrip("/")
+        self._pid = pid
         self._viewer_token = viewer_token
         self._who = who
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -46,7 +51,7 @@ class Client:
         if address is None:
             raise DaemonUnreachable(str(state_directory), "no running daemon has left its address there")
         viewer = read_token(state_directory, Role.VIEWER)
-        return cls(address.url, read_token(state_directory) or viewer, viewer_token=viewer, who=who)
+        return cls(address.url, read_token(state_directory) or viewer, viewer_token=viewer, who=who, pid=address.pid)
 
     @property
     def page_url(self) -> str:
@@ -66,9 +71,13 @@ class Client:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def ping(self) -> None:
-        """Whether agentd answers at all. Raises DaemonUnreachable."""
+        """Whether agentd answers at all, soon: a stopped process still takes connections. Raises DaemonUnreachable."""
         try:
-            answer = await self._http.get("/livez")
+            answer = await self._http.get("/livez", timeout=PING)
+        except httpx.ReadTimeout as error:
+            process = "its process" if self._pid is None else f"process {self._pid}"
+            reason = f"{process} took the connection and has said nothing for {PING:g} s; if it hangs, `kill -9` it and start another"
+            raise DaemonUnreachable(self.url, reason, hangs=True) from error
         except httpx.TransportError as error:
             raise DaemonUnreachable(self.url, str(error) or type(error).__name__) from error
         if answer.text != "ok\n":
@@ -190,6 +199,10 @@ class Client:
     async def rebase(self, agent: str, *, keep: Sequence[str] = (), take: Sequence[str] = (), reason: str = "") -> JSON:
         """Settle conflicts: `release` of what is kept (or None), and the `conflicts` that are left."""
         return await self._post(f"/agents/{agent}/rebase", keep=list(keep), take=list(take), reason=reason)
+
+    async def forget(self, agent: str, *, device: str | None = None, episodes: Sequence[str] = (), reason: str = "") -> JSON:
+        """Erase episodes: `erased` says how many, `overwritten` whether their bytes are gone from the database's files too."""
+        return await self._post(f"/agents/{agent}/forget", device=device, episodes=list(episodes), reason=reason)
 
     async def propose(self, agent: str) -> JSON:
         """Ask the optimizer for a proposal now."""

@@ -149,6 +149,7 @@ def change(where: Where, work: Callable[["Client"], Awaitable[int]]) -> None:
 
     async def changing() -> int:
         async with where.client() as client:
+            await client.ping()  # what hangs is told in seconds, and before anything was asked of it
             return await work(client)
 
     finish(changing)
@@ -172,7 +173,7 @@ def complain(error: AgentdError) -> None:
     if isinstance(error, Refused):
         for path, problem in (error.problem.get("problems") or {}).items():
             typer.echo(f"  {printable(str(path))}: {printable(str(problem))}", err=True)
-    if isinstance(error, DaemonUnreachable):
+    if isinstance(error, DaemonUnreachable) and not error.hangs:
         typer.echo("  `agentd run` starts one; --config or --state says which one is meant", err=True)
 
 

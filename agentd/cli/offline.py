@@ -160,6 +160,7 @@ async def _find_reader(where: Where, stack: contextlib.AsyncExitStack) -> Reader
             store = await stack.enter_async_context(await SqlStore.open(settings.store_url, read_only=True))
         except NotFound:
             raise unreachable from None
-        note(f"no daemon answers; reading the store {settings.shown_store_url}")
+        hangs = f" ({unreachable.reason})" if unreachable.hangs else ""
+        note(f"no daemon answers{hangs}; reading the store {settings.shown_store_url}")
         return StoreReader(store, settings.shown_store_url)
     return client

@@ -11,8 +11,8 @@ import fcntl
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,12 @@ class Backend(Protocol):
 
     async def backup(self, path: Path) -> None:
         """Copy the database as it is now, while it is in use, to `path`, which appears complete or not at all."""
+
+    def overwriting(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
+        """Within it, what is deleted in `connection`'s transaction is overwritten, where the database can do that."""
+
+    async def settle(self) -> bool:
+        """Take out of the write-ahead log what was deleted; False where a reader is in the way, or a server does it in its own time."""
 
     async def reclaim(self, connection: AsyncConnection) -> bool:
         """Give a part of what deletions freed back to the file system; False when there is none left."""
@@ -227,6 +233,25 @@ class Sqlite:
                 partial.unlink(missing_ok=True)
             raise StoreUnavailable(f"{self.name}: no backup could be written to {path} ({error})") from error
 
+    @asynccontextmanager
+    async def overwriting(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        await connection.exec_driver_sql("PRAGMA secure_delete=ON")
+        try:
+            yield
+        finally:
+            await connection.exec_driver_sql("PRAGMA secure_delete=OFF")  # retention need not pay for it
+
+    async def settle(self) -> bool:
+        return await asyncio.to_thread(self._settle)
+
+    def _settle(self) -> bool:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)) as connection:
+                busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error:
+            return False
+        return not busy
+
     async def reclaim(self, connection: AsyncConnection) -> bool:
         free = (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one()
         if free:
@@ -282,6 +307,13 @@ class Postgresql:
 
     async def backup(self, path: Path) -> None:  # noqa: ARG002 - the protocol's
         raise StoreError(f"{self.name}: back a PostgreSQL store up with pg_dump")
+
+    @asynccontextmanager
+    async def overwriting(self, connection: AsyncConnection) -> AsyncIterator[None]:  # noqa: ARG002 - the protocol's; vacuuming does it
+        yield
+
+    async def settle(self) -> bool:
+        return False
 
     async def reclaim(self, connection: AsyncConnection) -> bool:  # noqa: ARG002 - the protocol's; autovacuum does it here
         return False

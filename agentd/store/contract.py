@@ -34,7 +34,7 @@ from agentd.records import (
     Usage,
 )
 from agentd.store.chain import ChainReport
-from agentd.store.retention import Pruned
+from agentd.store.retention import Erased, Pruned
 from agentd.store.rows import Durable
 
 
@@ -95,6 +95,15 @@ class Store(Protocol):
         For the size traces go first, then steps, then whole episodes, each the oldest first. With `keep_days` also older revisions go that
         no agent, release, proposal or episode refers to and that `protect` doesn't name. Releases, evidence, proposals, usage and events
         stay.
+        """
+        ...
+
+    async def erase(self, agent: str, *, device: str | None = None, episodes: Collection[str] = (), who: str, reason: str = "") -> Erased:
+        """Erase an agent's episodes of `device`, and those with the ids `episodes`, with their steps, traces and feedback.
+
+        The event `episodes.erasing` is committed before anything is erased, and `episodes.erased` after. The bytes are overwritten, as
+        far as the database lets (`Erased.overwritten`). Raises NotFound for an id that is no episode of the agent; then nothing is
+        erased.
         """
         ...
 

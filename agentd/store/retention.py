@@ -9,7 +9,7 @@ from functools import partial
 from sqlalchemy import Select, Table, delete, exists, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from agentd.records import AgentState, Record
+from agentd.records import AgentState, Event, Record
 from agentd.store import schema
 from agentd.store.backends import Backend
 from agentd.store.packing import unpack
@@ -30,6 +30,32 @@ class Pruned(Record, frozen=True):
     steps: int = 0
     traces: int = 0
     revisions: int = 0
+
+
+class Erased(Record, frozen=True):
+    """What `erase` took out, the events that say so, and whether the bytes are gone from the database's files too."""
+
+    episodes: int
+    events: tuple[Event, ...]
+    overwritten: bool
+
+
+async def erase(writer: Writer, backend: Backend, agent: str, device: str | None, episodes: Collection[str]) -> int:
+    """Delete the agent's episodes of `device` and those named, batch by batch, overwriting what they were; how many."""
+    wanted = select(_episodes.c.seq).where(_episodes.c.agent == agent)
+    total = 0
+    if device is not None:
+        total += await _repeat(writer, partial(_overwrite_episodes, backend, wanted.where(_episodes.c.device == device)))
+    keys = list(episodes)
+    for start in range(0, len(keys), _BATCH):
+        named = wanted.where(_episodes.c.id.in_(keys[start : start + _BATCH]))
+        total += await _repeat(writer, partial(_overwrite_episodes, backend, named))
+    return total
+
+
+async def _overwrite_episodes(backend: Backend, doomed: Select[tuple[int]], transaction: Transaction) -> int:
+    async with backend.overwriting(transaction.connection):
+        return await _forget_episodes(doomed, transaction)
 
 
 async def prune(

@@ -13,15 +13,15 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agentd.clock import Clock, SystemClock
-from agentd.errors import StoreError
-from agentd.records import Episode, Event, Feedback
+from agentd.errors import NotFound, StoreError
+from agentd.records import Episode, Event, Feedback, Value
 from agentd.store import migrations, retention, schema
 from agentd.store.backends import Backend, make_backend
 from agentd.store.chain import link
 from agentd.store.faults import translated
 from agentd.store.packing import pack
 from agentd.store.reading import Reader
-from agentd.store.retention import Pruned
+from agentd.store.retention import Erased, Pruned
 from agentd.store.rows import IMMUTABLE, Durable, Row, to_episode_rows, to_row
 from agentd.store.writer import Transaction, Writer
 
@@ -170,6 +170,22 @@ class SqlStore(Reader):
             protect=protect,
             now=self._clock.time(),
         )
+
+    async def erase(self, agent: str, *, device: str | None = None, episodes: Collection[str] = (), who: str, reason: str = "") -> Erased:
+        await self.flush()
+        for key in episodes:
+            if (await self.summary(key)).id != key or (await self.summary(key)).agent != agent:
+                raise NotFound("episode", key)
+        data: dict[str, Value] = {"device": device, "episodes": list(episodes)}
+        what = " and ".join(([f"device {device}"] if device is not None else []) + ([f"{len(episodes)} by id"] if episodes else []))
+        asked = f"the episodes of {what} are being erased" + (f": {reason}" if reason else "")
+        begun = await self.commit(Event("episodes.erasing", self._clock.time(), agent=agent, who=who, message=asked, data=data))
+        count = await retention.erase(self._writer, self._backend, agent, device, episodes)
+        done = f"{count} episodes of {what} were erased"
+        ended = await self.commit(
+            Event("episodes.erased", self._clock.time(), agent=agent, who=who, message=done, data=data | {"erased": count})
+        )
+        return Erased(count, begun + ended, await self._backend.settle())
 
     async def backup(self, path: Path) -> None:
         if not self.read_only:

@@ -1,6 +1,7 @@
 """What an operator does to a daemon at work: restarts, reloads, new sources, approvals, pauses and rollbacks."""
 
 import asyncio
+import shutil
 import signal
 
 from hosted import mirrored, quick
@@ -119,8 +120,11 @@ async def test_a_folder_that_breaks_does_not_end_the_agent_that_runs(hosted):
     status = await hosted.client.reload()
     assert "unknown" in status["broken"]["a-folder-with-another-name"]
     toml.write_text(whole)
+    copy = folder.with_name("a-copy")  # is read first
+    shutil.copytree(folder, copy)
+    (copy / "agent.toml").write_text(whole.replace("max_steps = 40", "max_steps = 30"))
     status = await hosted.client.reload()
-    assert status["broken"] == {}
+    assert status["broken"].keys() == {"a-copy"}
     agent = await hosted.agent()
     assert agent["runner_session"] == session
     await hosted.until_scored(agent["episodes"] + 2)

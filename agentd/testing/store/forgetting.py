@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from agentd.errors import NotFound
+from agentd.errors import Ambiguous, NotFound
 from agentd.records import Event, Origin, Phase, Provenance
 from agentd.store.contract import Store
 from agentd.testing.store.examples import SOURCE, OpenStore, agent_state, episode, feedback, proposal, release, revision
@@ -47,6 +47,32 @@ class ForgettingContract:
         assert await ids(store) == ["e297", "e298", "e299"]
         assert await ids(store, "other") == ["other"]
         assert await store.trace("e299") == b"t"
+
+    async def test_a_devices_episodes_are_erased_audited_and_leave_a_log_that_is_whole(self, open_store: OpenStore) -> None:
+        store = await open_store()
+        for number in range(250):  # more than one transaction takes
+            ran = episode(f"e{number}", revision(1.0), trace=b"t", device="ada" if number else "bob")
+            await store.add_episode(ran, feedback(ran.id, 0.5), regime=0)
+        erased = await store.erase("cartpole", device="ada", who="eve", reason="ada asked for it")
+        assert erased.episodes == 249
+        assert await ids(store) == ["e0"]
+        with pytest.raises(NotFound):
+            await store.trace("e1")
+        assert [(event.kind, event.who) for event in await store.events()] == [("episodes.erasing", "eve"), ("episodes.erased", "eve")]
+        assert (await store.verify_chain()).intact
+
+    async def test_single_episodes_are_erased_by_whole_id_and_only_the_agents_own(self, open_store: OpenStore) -> None:
+        store = await open_store()
+        await store.add_episode(episode("e1", revision(1.0)), None, regime=0)
+        await store.add_episode(episode("e2", revision(1.0)), None, regime=0)
+        await store.add_episode(episode("other", revision(1.0, "other")), None, regime=0)
+        for wrong in ("other", "nothing", "e"):
+            with pytest.raises((NotFound, Ambiguous)):
+                await store.erase("cartpole", episodes=["e1", wrong], who="eve")
+        assert await ids(store) == ["e1", "e2"]
+        assert await store.events() == ()
+        assert (await store.erase("cartpole", episodes=["e1"], who="eve")).episodes == 1
+        assert await ids(store) == ["e2"]
 
     async def test_episodes_older_than_the_limit_go(self, open_store: OpenStore) -> None:
         store = await open_store(FixedClock(10 * DAY))

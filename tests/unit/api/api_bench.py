@@ -45,6 +45,7 @@ from agentd.records import (
 from agentd.records import Role as Serving
 from agentd.settings import DaemonSettings, load_settings
 from agentd.store import SqlStore
+from agentd.store.retention import Erased
 
 NOW = 1_800_000_000.0
 SOURCE = Source(digest="5" * 64, files={"controller.py": "class CartPole: ...\n"}, entrypoint="controller:CartPole")
@@ -254,6 +255,9 @@ class Bench:
         self.asked.append(("set_desired", found.id, who, reason))
         self.state = msgspec.structs.replace(self.state, stable=found.id, desired=found.id)
         return self.agent_status(agent)
+
+    async def forget(self, agent: str, *, device: str | None, episodes: Sequence[str], who: str, reason: str = "") -> Erased:
+        return await self.store.erase(agent, device=device, episodes=episodes, who=who, reason=reason)
 
     async def propose(self, agent: str, *, who: str) -> None:
         self.agent_status(agent)

@@ -1,6 +1,8 @@
 """Without a daemon: reading verbs read the store and say so; changing verbs exit 3."""
 
 import json
+import os
+import socket
 
 import pytest
 from api_bench import BETTER, NOW
@@ -137,3 +139,14 @@ async def test_a_backup_is_a_store_of_its_own_and_never_overwrites(lonely, tmp_p
     assert (await lonely("backup", str(copy))).exit_code == 0
     assert (await lonely("history", "cartpole", "--store", str(copy), state=False)).exit_code == 0
     assert (await lonely("backup", str(copy))).exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("status",), ("pause", "cartpole")])
+async def test_a_daemon_that_hangs_is_named_in_seconds(lonely, monkeypatch, words) -> None:
+    monkeypatch.setattr("agentd.cli.client.PING", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as hung:  # as a stopped process does, it takes connections and says nothing
+        write_address(lonely.folder, f"http://127.0.0.1:{hung.getsockname()[1]}")
+        answer = await lonely(*words)
+    assert answer.exit_code == (0 if words == ("status",) else 3)
+    assert f"process {os.getpid()}" in answer.stderr
+    assert "hang" in answer.stderr

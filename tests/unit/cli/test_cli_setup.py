@@ -54,7 +54,7 @@ def test_python_dash_m_agentd_is_the_command_line() -> None:
 def test_every_verb_of_the_manual_is_there() -> None:
     verbs = (
         "demo run check new agents status history show diff episodes trace logs events propose submit approve promote abort rollback pause "
-        "resume devices retry pin backup token init optimize"
+        "resume devices retry pin backup token init optimize forget replay"
     )
     for verb in verbs.split():
         assert invoke(verb, "--help").exit_code == 0, verb
@@ -107,6 +107,21 @@ def test_check_finds_nothing_wrong_with_a_new_agent(tmp_path: Path) -> None:
     code, findings = check(tmp_path, str(tmp_path / "mine"))
     assert (code, bad(findings)) == (0, [])
     assert not (tmp_path / "state").exists()
+
+
+def test_check_takes_a_name_in_the_agents_directory(tmp_path: Path, monkeypatch) -> None:
+    invoke("new", "mine", "--into", str(tmp_path / "agents"))
+    monkeypatch.chdir(tmp_path)
+    code, findings = check(tmp_path, "mine")
+    assert (code, bad(findings)) == (0, [])
+
+
+def test_check_asks_for_a_broker_only_where_the_environment_is_behind_one(tmp_path: Path) -> None:
+    code, findings = check(tmp_path, str(Path(__file__).parents[3] / "policies" / "greeting"))
+    assert (code, bad(findings)) == (0, [])
+    invoke("new", "robot", "--template", "cartpole", "--into", str(tmp_path))
+    code, findings = check(tmp_path, str(tmp_path / "robot"))
+    assert (code, len(bad(findings))) == (1, 1)
 
 
 def test_check_tells_all_mistakes_of_all_agents_at_once(tmp_path: Path) -> None:

@@ -258,3 +258,17 @@ async def test_events_can_be_followed_until_the_daemon_ends(cli) -> None:
     assert answer.exit_code == 0
     lines = [json.loads(line) for line in answer.stdout.splitlines()]
     assert [line["message"] for line in lines][-2:] == ["pair 4", "hello"]
+
+
+async def test_a_devices_episodes_are_erased_only_when_somebody_means_it(cli) -> None:
+    assert (await cli("forget", "cartpole")).exit_code == 2
+    assert (await cli("forget", "cartpole", "--device", "bench-1")).exit_code == 2  # nobody can be asked here
+    assert (await cli("forget", "cartpole", "nothing", "--yes")).exit_code == 2
+    assert await cli.api.store.episodes("cartpole")
+    answer = await cli("forget", "cartpole", "--device", "bench-1", "--yes", "-m", "she asked", "--json")
+    assert (answer.exit_code, json.loads(answer.stdout)["erased"] > 0) == (0, True)
+    assert not await cli.api.store.episodes("cartpole", device="bench-1")
+    told = await cli("audit", "verify")
+    assert told.exit_code == 0
+    event = (await cli.api.store.events(kinds=["episodes."], latest=True))[0]
+    assert (event.who, "she asked" in event.message, event.data["device"]) == ("ada", True, "bench-1")

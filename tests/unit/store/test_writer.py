@@ -202,3 +202,13 @@ async def test_a_damaged_database_is_an_error_of_the_store(url, tmp_path):
                 with pytest.raises(StoreError, match="damaged") as raised:
                     await store.source(SOURCE.digest)
                 assert not isinstance(raised.value, StoreUnavailable)
+
+
+async def test_what_was_erased_is_in_none_of_the_databases_files(tmp_path):
+    async with await SqlStore.open(f"sqlite:///{tmp_path}/agentd.db") as store:
+        await store.add_episode(episode("e1", revision(1.0), device="lovelace-7"), None, regime=0)
+        await store.flush()
+        assert b"lovelace-7" in b"".join(file.read_bytes() for file in tmp_path.glob("agentd.db*"))
+        erased = await store.erase("cartpole", episodes=["e1"], who="eve")
+        assert erased.overwritten
+        assert b"lovelace-7" not in b"".join(file.read_bytes() for file in tmp_path.glob("agentd.db*"))
