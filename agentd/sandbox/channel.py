@@ -195,7 +195,10 @@ class Channel:
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._watch)
             return
-        timeout = self._current.timeout
+        late, timeout = self._current, self._current.timeout
+        self._read()  # this process may have been stopped, or busy: an answer that lies there is not the worker's lateness
+        if not self._open or self._current is not late:
+            return
         self._end(WorkerTimeout(f"the worker gave no answer within {timeout:g} s and was killed", timeout=timeout))
 
     # --- receiving ---
