@@ -10,6 +10,7 @@ import structlog
 
 from agentd.api.ports import AgentStatus
 from agentd.errors import AgentdError, RunnerError, SandboxError, StoreUnavailable, leaves
+from agentd.hosting import telling
 from agentd.hosting.holds import Holds
 from agentd.hosting.improver import Improver, budget_limits
 from agentd.hosting.intake import Intake
@@ -227,8 +228,7 @@ class HostedAgent:
         reason = "after a restart ledger, revision and source no longer agree"
         verdict = Verdict(phase=Phase.INCONCLUSIVE, reason=reason, stage="restart")
         ended = machine.conclude(current, verdict, at=keeper.clock.time())
-        event = keeper.event("release.inconclusive", reason, release=ended.id, candidate=ended.candidate, pairs=ended.pairs)
-        keeper.tell(*await keeper.commit(ended, event, release=None))
+        keeper.tell(*await keeper.commit(ended, telling.changed(keeper, ended), release=None))
 
     async def _choose_source(self, runner: LocalRunner, keeper: Keeper) -> None:
         """The folder's source, with what carries over, unless it can't be loaded or was rolled back from: then the one before goes on."""

@@ -91,9 +91,13 @@ class Improver:
 
     async def stop(self, reason: str) -> None:
         """Rest until the next alarm. The caller holds `deciding`."""
-        event = self._keeper.event("optimizer.stopped", reason)
-        self._keeper.tell(*await self._keeper.commit(event, improving=False, target=None))
+        event, changes = self.stopping(reason)
+        self._keeper.tell(*await self._keeper.commit(event, **changes))
+
+    def stopping(self, reason: str) -> tuple[Event, dict[str, object]]:
+        """What `stop` commits, for who commits it together with its cause."""
         self.status = "idle"
+        return self._keeper.event("optimizer.stopped", reason), {"improving": False, "target": None}
 
     async def release_ended(self, release: Release) -> None:
         """Stop when a promoted candidate reached what was lost; count what did not. The caller holds `deciding`.
@@ -117,6 +121,7 @@ class Improver:
 
     @property
     def _continuous(self) -> bool:
+        """Whether what was reached is the start of the next improvement."""
         return self._keeper.spec.optimizer.trigger == "continuous"
 
     async def run(self) -> None:
@@ -186,8 +191,6 @@ class Improver:
             if regime == state.regime or revision == state.stable or revision in state.tried:
                 continue
             known = await keeper.store.revision(revision)
-            async with keeper.deciding:
-                await keeper.commit(tried=(*keeper.state.tried, revision))
             if known.source != state.source:
                 continue
             current = await self._full(state.stable)
@@ -196,7 +199,8 @@ class Improver:
             if not changed:
                 continue
             reasoning = f"It was good in regime {regime}."
-            await self._releases.propose(self._proposal(changed, algorithm="revival", reasoning=reasoning))
+            proposal = self._proposal(changed, algorithm="revival", reasoning=reasoning)
+            await self._releases.propose(proposal, tried=(*state.tried, revision))
             return True
         return False
 

@@ -1,6 +1,7 @@
 """Releases that wait for their turn: one is in progress at a time, operators' proposals come before the optimizer's."""
 
 from collections import deque
+from collections.abc import Mapping
 
 import msgspec
 
@@ -50,8 +51,8 @@ class ReleaseQueue:
         """The release that waits and whose id begins so."""
         return next((waiting for waiting in self._waiting if waiting.id.startswith(release)), None)
 
-    async def add(self, proposal: Proposal, parameters: tuple[Parameter, ...]) -> Release:
-        """Begin the release of `proposal`.
+    async def add(self, proposal: Proposal, parameters: tuple[Parameter, ...], changes: Mapping[str, object]) -> Release:
+        """Begin the release of `proposal`, together with `changes` of the agent's state.
 
         Raises:
             ReleaseError: it changes nothing, or too many are waiting already.
@@ -87,7 +88,7 @@ class ReleaseQueue:
             algorithm=proposal.algorithm,
             paths=sorted(proposal.values),
         )
-        keeper.tell(*await keeper.commit(proposal, revision, provenance, release, event))
+        keeper.tell(*await keeper.commit(proposal, revision, provenance, release, event, **changes))
         if proposal.who == "optimizer":
             self._waiting.append(release)
         else:
@@ -103,8 +104,11 @@ class ReleaseQueue:
         event = keeper.event(
             "release.probe",
             f"asking whether {last_good[:10]} is better than the stable {state.stable[:10]}",
+            who="watch",
             release=release.id,
             candidate=last_good,
+            reference=state.stable,
+            reason=release.history[0].reason,
         )
         keeper.tell(*await keeper.commit(release, event))
         self._waiting.appendleft(release)

@@ -96,8 +96,8 @@ class Releases:
 
     # --- proposing ---------------------------------------------------------------------------------------------------
 
-    async def propose(self, proposal: Proposal) -> Release:
-        """Begin the release of `proposal`, or queue it behind the one in progress.
+    async def propose(self, proposal: Proposal, **changes: object) -> Release:
+        """Begin the release of `proposal`, or queue it behind the one in progress. `changes` of the agent's state are committed with it.
 
         Raises:
             ReleaseError: it changes nothing, or too many are waiting already.
@@ -105,7 +105,7 @@ class Releases:
             StoreUnavailable: nothing was begun.
         """
         async with self._keeper.deciding:
-            release = await self._queue.add(proposal, self._parameters)
+            release = await self._queue.add(proposal, self._parameters, changes)
         self.wake()
         return release
 
@@ -267,14 +267,16 @@ class Releases:
         advanced, verdict = machine.observe(release, pair, at=pair.at)
         event = telling.weighed(self._keeper, advanced, pair)
         alone = len(fleet.withdrawn(advanced)) > len(fleet.withdrawn(release))
-        withdrawn = (telling.withdrawn(self._keeper, advanced, pair),) if alone else ()
-        events = await self._keeper.commit(advanced, pair, *withdrawn)
+        told = [telling.withdrawn(self._keeper, advanced, pair)] if alone else []
+        if advanced.phase is not release.phase:
+            told.append(telling.changed(self._keeper, advanced))  # confirmation begins
+        events = await self._keeper.commit(advanced, pair, *told)
         self.current = advanced
         self._keeper.bus.publish(event)  # evidence is in the store as a Pair; the event is only for those who watch now
         if alone:
             self.canary.clear(pair.device)
             await self._routes.spare(pair.device)
-            self._keeper.tell(*events)
+        self._keeper.tell(*events)
         if verdict is not None:
             await self.finish(advanced, verdict)
         else:

@@ -32,11 +32,7 @@ class Watcher:
         after, alarmed = watch.observe(before, normalised, settings=self._settings)
         here = (keeper.state.stable, keeper.state.regime)
         if watch.survived(after, self._settings) and here not in keeper.state.good and self._is_back(after):
-            good = (*keeper.state.good, here)[-20:]
-            event = keeper.event(
-                "watch.good", f"{keeper.state.stable[:10]} has held {after.episodes} episodes", revision=keeper.state.stable
-            )
-            keeper.tell(*await keeper.commit(event, watch=after, last_good=keeper.state.stable, good=good))
+            await self._held(after, (*keeper.state.good, here)[-20:])
         elif alarmed:
             await self._alarm(after)
         else:
@@ -49,11 +45,26 @@ class Watcher:
         if keeper.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving:
             await self._improver.start(f"an episode scored {normalised:.3f}")
 
+    async def _held(self, after: Watch, good: tuple[tuple[str, int], ...]) -> None:
+        """The stable revision is a good one in this world. If the world came back to it by itself, there is nothing left to improve."""
+        keeper, state = self._keeper, self._keeper.state
+        events = [keeper.event("watch.good", f"{state.stable[:10]} has held {after.episodes} episodes", revision=state.stable)]
+        changes: dict[str, object] = {"watch": after, "last_good": state.stable, "good": good}
+        if state.improving and state.target is not None and keeper.spec.optimizer.trigger != "continuous":
+            reason = f"{state.stable[:10]} scores {self._latest(after):.3f} again, wanted {state.target:.3f}"
+            event, stopping = self._improver.stopping(reason)
+            events.append(event)
+            changes |= stopping
+        keeper.tell(*await keeper.commit(*events, **changes))
+
     def _is_back(self, after: Watch) -> bool:
         """Whether the score is what it was before the world changed: a revision that merely goes on being bad has survived, too."""
         target = self._keeper.state.target
+        return target is None or self._latest(after) >= target
+
+    def _latest(self, after: Watch) -> float:
         latest = after.recent[-self._settings.good_after :]
-        return target is None or sum(latest) / len(latest) >= target
+        return sum(latest) / len(latest)
 
     async def _alarm(self, alarmed: Watch) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""
@@ -116,7 +127,7 @@ class Watcher:
         state = keeper.state
         regime = state.regime + 1
         events = [keeper.event("drift.declared", f"the world changed: {reason}", regime=regime, revision=state.stable)]
-        changes: dict[str, object] = {"regime": regime, "watch": watch.begin(state.stable), "tried": ()}
+        changes: dict[str, object] = {"regime": regime, "watch": watch.begin(state.stable), "tried": (state.stable,)}
         changes["target"] = max(bound, state.target or 0.0) if state.improving else bound
         if keeper.spec.optimizer.trigger != "manual":
             event, starting = self._improver.starting("drift")

@@ -71,3 +71,30 @@ async def test_pairs_that_do_not_show_the_last_good_revision_to_be_better_mean_d
 @pytest.mark.parametrize(("phase", "stage"), [(Phase.PROMOTED, "canary"), (Phase.ABORTED, "operator")])
 async def test_a_probe_that_was_answered_or_aborted_declares_nothing(alarmed, phase, stage):
     assert await alarmed.probe_ends(phase, stage) == "nothing"
+
+
+# --- a world that comes back ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trigger", "target", "score", "improving"),
+    [("alarm", 0.8, 0.9, False), ("alarm", 0.8, 0.5, True), ("alarm", None, 0.9, True), ("continuous", 0.8, 0.9, True)],
+)
+async def test_the_optimizer_rests_once_the_stable_revision_is_as_good_again_as_it_was(
+    alarmed, make_spec, trigger, target, score, improving
+):
+    keeper, watcher = alarmed.keeper, alarmed.watcher
+    keeper.spec = make_spec(optimizer={"trigger": trigger})
+    async with keeper.deciding:
+        await keeper.commit(improving=True, target=target, regime=1, watch=Watch(revision=FORCED.id))
+        for _ in range(WatchSettings().good_after):
+            await watcher.observe(score)
+    kept = await alarmed.store.agent("cartpole")
+    assert (kept.improving, kept.target) == (improving, target if improving else None)
+    events = [event.kind for event in await alarmed.store.events("cartpole")]
+    assert ("optimizer.stopped" in events) is not improving
+
+
+async def test_what_the_world_has_just_turned_against_is_not_tried_as_good_in_an_earlier_one(alarmed):
+    await alarmed.probe_ends(Phase.INCONCLUSIVE, "canary")
+    assert alarmed.keeper.state.tried == (FORCED.id,)
