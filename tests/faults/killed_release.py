@@ -1,10 +1,11 @@
 """One agent's life, killed after each of its commits: run by test_release_killed.py, in a process of its own.
 
-    python killed_release.py FOLDER points     dies once at each *kind* of commit, and goes on from there until the story is over
-    python killed_release.py FOLDER every      the story again and again, killed after its 1st, 2nd, 3rd... commit until one life is whole
+    python killed_release.py FOLDER points STORY   dies once at each *kind* of commit, and goes on from there until the story is over
+    python killed_release.py FOLDER every STORY    the story again and again, killed after its 1st, 2nd, 3rd... commit until one is whole
 
-Everything is the daemon's own but the runner, which is played here: it answers at once, so that a whole story takes a second. Each life
-is forked from this process, which never has a loop or a thread. `witness.jsonl` has what was acknowledged before each death.
+Everything is the daemon's own but runner and optimizer, which are played: they answer at once, so that a whole story takes a second. Each
+life is forked from this process, which never has a loop or a thread. `witness.jsonl` has what was acknowledged before each death, and where
+in the program it was committed. The stories are in killed_stories.py.
 """
 
 import asyncio
@@ -14,60 +15,47 @@ import os
 import shutil
 import signal
 import sys
-from collections import deque
+from collections import Counter
+from contextvars import ContextVar
 from pathlib import Path
-from types import SimpleNamespace
 
-import msgspec
 import structlog
+from killed_stories import STORIES, Optimizer, Story, demand
 
+import agentd.hosting
 import agentd.hosting.agent as hosting
 from agentd.clock import SystemClock
 from agentd.errors import ReleaseError, RunnerError
 from agentd.hosting.agent import HostedAgent
+from agentd.hosting.keeper import Keeper
 from agentd.hosting.services import open_services
-from agentd.records import (
-    AgentState,
-    Episode,
-    Event,
-    Kind,
-    Outcome,
-    Pair,
-    PairPlan,
-    Parameter,
-    Phase,
-    Proposal,
-    Purpose,
-    Release,
-    Role,
-    Source,
-    Step,
-)
+from agentd.records import AgentState, Event, Pair, PairPlan, Phase, Release, make_revision
 from agentd.release import machine
-from agentd.runners.local import DevicesChanged, DeviceState, Finished
-from agentd.runners.messages import ScreenReport
 from agentd.settings import DaemonSettings
-from agentd.spec import AgentSpec
 from agentd.store import SqlStore
 
-BURN_IN = 6
-SPEC = AgentSpec.model_validate(
-    {
-        "schema": 1,
-        "agent": {"name": "plant", "entrypoint": "controller:Plant", "mode": "advise"},
-        "environment": {"kind": "gymnasium", "id": "CartPole-v1"},
-        "optimizer": {"trigger": "manual"},
-        "watch": {"burn_in": BURN_IN, "good_after": 20, "alarm_every": 1e6},
-        "release": {"ramp": [0.5, 1.0], "step_pairs": 1, "selection_pairs": 1},
-    }
-)
-SOURCE = Source(digest="d" * 64, files={"controller.py": ""}, entrypoint="controller:Plant")
-DEVICES = tuple(DeviceState(id=name, status="ready", seedable=True) for name in ("left", "right"))
 ENDS = {Phase.PROMOTED, Phase.REJECTED, Phase.PRUNED, Phase.INCONCLUSIVE, Phase.ABORTED, Phase.ROLLED_BACK}
+HOSTING = Path(agentd.hosting.__file__).parent
+COMMITTING: ContextVar[str] = ContextVar("COMMITTING", default="")
+"""The place in the program that a commit comes from: it is written by a task of its own."""
 
 
-class BrokenError(Exception):
-    """What must not be. The story is then over with exit code 1."""
+def place(frame) -> str:
+    """The first place up the stack in agentd.hosting, but for the keeper, which commits for everybody: "releases.Releases.finish:330"."""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.parent == HOSTING and path.stem != "keeper":
+            return f"{path.stem}.{frame.f_code.co_qualname}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+async def _commit(self, *records, commit=Keeper.commit, **changes):
+    COMMITTING.set(place(sys._getframe()))
+    return await commit(self, *records, **changes)
+
+
+Keeper.commit = _commit
 
 
 # --- the witness --------------------------------------------------------------------------------------------------
@@ -85,14 +73,22 @@ class Witness:
         commit = store.commit
 
         async def witnessed(*records):
+            where = place(sys._getframe()) or COMMITTING.get()
             events = await commit(*records)
-            self._note(records, events)
+            self._note(records, events, where)
             return events
 
         store.commit = witnessed
 
-    def _note(self, records, events) -> None:
-        line = {"point": point(records), "events": [event.seq for event in events], "pairs": [], "plans": [], "releases": {}}
+    def _note(self, records, events, where) -> None:
+        line = {
+            "point": point(records),
+            "place": where,
+            "events": [event.seq for event in events],
+            "pairs": [],
+            "plans": [],
+            "releases": {},
+        }
         for record in records:
             match record:
                 case Pair(id=name):
@@ -103,7 +99,7 @@ class Witness:
                     line["releases"][name] = [record.phase, record.pairs, record.step]
                 case AgentState():
                     line["state"] = [record.stable, record.release, record.last_good, record.anchor]
-        deadly = self._deadly(line["point"], self.lines)
+        deadly = self._deadly(line, self.lines)
         self.lines.append(line)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -130,10 +126,22 @@ class Witness:
             demand(machine.agrees(found, ledger), f"{found} does not agree with its ledger")
             pairs -= {pair.id for pair in ledger}
             plans -= {plan.id for plan in await store.plans(name)}
+            await every_change_was_told(store, found)
         demand(not pairs | plans, f"evidence is missing: {pairs} {plans}")
         there = {event.seq for event in await store.events(limit=100_000)}
         demand(seqs <= there, f"events are missing: {seqs - there}")
         demand((await store.verify_chain()).intact, "the chain of events is broken")
+
+
+async def every_change_was_told(store: SqlStore, release: Release) -> None:
+    """Each change of a release is an event of the log: who, why, and the evidence by then."""
+    events = [event for event in await store.events(limit=100_000) if event.data.get("release") == release.id]
+    beside = {"release.step", "release.device_withdrawn", "release.waits", "agent.rebased"}
+    told = [event for event in events if event.kind not in beside]
+    changes = [(change.who, change.phase, change.reason) for change in release.history[1:]]
+    demand([(event.who, event.data["phase"], event.data["reason"]) for event in told[1:]] == changes, f"{told} do not tell {changes}")
+    demand(told[0].who == release.history[0].who, f"{told[0]} does not say who began {release.id}")
+    demand(all({"pairs", "log_e", "difference"} <= event.data.keys() for event in told[1:]), f"evidence is missing in {told}")
 
 
 def point(records) -> str:
@@ -150,192 +158,68 @@ def point(records) -> str:
     return ", ".join(sorted(names))
 
 
-def demand(truth, message: str) -> None:
-    if not truth:
-        raise BrokenError(message)
+# --- lives --------------------------------------------------------------------------------------------------------
 
 
-# --- the runner, played -------------------------------------------------------------------------------------------
-
-
-class Runner:
-    """What LocalRunner is to the daemon: two devices whose scores follow from the revision that drives them."""
-
-    adopted = False
-    replaced = ""
-    paused = False
-    spooled = 0
-    loaded = ()
-    stable = None
-    pid = 1
-    devices = DEVICES
-    isolation = SimpleNamespace(level=2)
-
-    def __init__(self, store: SqlStore) -> None:
-        self.session = "played"
-        self.routed = None
-        self._serving = asyncio.Event()
-        self._store = store
-        self._ready = set()
-        self._told = deque([DevicesChanged(devices=DEVICES)])
-        self._count = 0
-        self._served = 0
-        """Episodes of the candidate as the stable revision: it is as good as in its canary for no longer than its burn-in."""
-
-    async def load(self, source, revision):
-        self._ready.add(revision.id)
-        return (Parameter(path="gain", kind=Kind.NUMBER, default=0.5),)
-
-    async def screen(self, revision, episodes):
-        demand(revision in self._ready, "a revision is screened that was not loaded")
-        return ScreenReport(ticks=1, differing=1)
-
-    async def route(self, revision):
-        demand(revision in self._ready, "a revision is routed that was not loaded")
-        demand((await self._store.agent("plant")).stable == revision, f"{revision} was routed before it was committed as stable")
-        self.routed = revision
-        self._serving.set()
-
-    async def pair(self, plan, lease=10.0):
-        demand(self.routed is not None, "a pair came before a route")
-        demand(plan in await self._store.plans(plan.release), "a pair was sent before it was committed")
-        release = await self._store.release(plan.release)
-        demand(plan.device in release.fleet, "a pair was sent to a device that is not exposed")
-        for role in plan.order:
-            revision = plan.candidate if role is Role.CANDIDATE else plan.reference
-            demand(revision in self._ready, "a pair names a revision that was not loaded")
-            episode = await self._episode(revision, role, plan.device, Purpose.PAIR, plan.id)
-            if release.proposal and not release.pairs and not release.lost_pairs:  # the plant is out of reach at first
-                episode = msgspec.structs.replace(episode, outcome=Outcome.LOST, steps=())
-            if release.proposal and release.step and role is Role.CANDIDATE and plan.device == min(release.fleet):
-                episode = msgspec.structs.replace(episode, outcome=Outcome.ABORTED, reason="invalid", error="too much")
-            self._told.append(Finished(episode=episode))
-
-    async def _episode(self, revision, role, device, purpose, pair=None):
-        self._count += 1
-        name = f"{os.getpid()}-{self._count}"
-        gain = (await self._store.revision(revision)).values.get("gain", 0.5)
-        state = await self._store.agent("plant")
-        self._served += gain != 0.5 and purpose is Purpose.NORMAL
-        worn = gain != 0.5 and state.stable == revision and (state.watch.bound is not None or self._served > BURN_IN)
-        reward = 0.1 if worn else gain
-        return Episode(
-            id=name,
-            agent="plant",
-            device=device,
-            revision=revision,
-            role=role,
-            purpose=purpose,
-            outcome=Outcome.FINISHED,
-            started_at=1.0,
-            duration=0.1,
-            steps=(Step(0, 0.0, gain, reward, terminated=True),),
-            pair=pair,
-        )
-
-    async def next(self):
-        if self._told:
-            return self._told.popleft()
-        await asyncio.sleep(0.005)
-        await self._serving.wait()
-        return Finished(episode=await self._episode(self.routed, Role.STABLE, "left", Purpose.NORMAL))
-
-    async def cancel_pairs(self, device=None):
-        return ()
-
-    async def nothing(self, *arguments, **keywords):
-        return None
-
-    renew = retire = pause = resume = acknowledge = drain = abandon = aclose = nothing
-
-
-# --- the story ----------------------------------------------------------------------------------------------------
-
-
-async def live(folder: Path, deadly) -> None:
-    """From wherever the store stands to the story's end.
-
-    A revision becomes good. One release is aborted; the next is approved, loses a pair, is paused and resumed, loses a device to a
-    guardrail, is promoted, wears out before it was good, and is rolled back.
-    """
+async def live(folder: Path, deadly, story: Story) -> None:
+    """From wherever the store stands to the story's end."""
     settings = DaemonSettings(state_directory=folder, store_url=f"sqlite:///{folder}/agentd.db", agents=folder, seed=1)
     witness = Witness(folder / "witness.jsonl", deadly)
     async with open_services(settings, SystemClock()) as services:
         store = services.store
         await witness.check(store)
         witness.wrap(store)
-        happened, last = set(), 0
-
         runners = []
 
         async def started(**_):
-            runners.append(Runner(store))
+            runners.append(story.runner(store, folder))
             return runners[-1]
 
+        async def dismiss(*_, **__):
+            return None
+
         hosting.LocalRunner.adopt_or_start = started
-        hosting.LocalRunner.dismiss = Runner.nothing
-        agent = HostedAgent(SPEC, SOURCE, services)
-        life = asyncio.create_task(agent.run())
-        try:
-            async with asyncio.timeout(60):
-                while "release.rolled_back" not in happened:
-                    await asyncio.sleep(0.002)
-                    demand(not life.done(), "the agent's life has ended")
-                    demand(agent.status().problem in {"", "starting"}, agent.status().problem)
-                    for event in await store.events(after=last, limit=1000):
-                        last = event.seq
-                        happened.add(event.kind)
-                    with contextlib.suppress(RunnerError, ReleaseError):  # before it is up, or after it went on by itself
-                        await operate(agent, store, happened)
-                state = await store.agent("plant")
-                while not runners or runners[-1].routed != state.stable:  # noqa: ASYNC110 - what is played here tells nobody
-                    await asyncio.sleep(0.002)
-        finally:
-            life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await life
+        hosting.LocalRunner.dismiss = dismiss
+        hosting.OptimizerProcess = Optimizer
+        happened, last = Counter(), 0
+        while not await story.is_over(store, happened):
+            source = story.folder_holds(folder)
+            agent = HostedAgent(story.spec, source, services)
+            life = asyncio.create_task(agent.run())
+            try:
+                async with asyncio.timeout(60):
+                    while story.folder_holds(folder) == source and not await story.is_over(store, happened):
+                        await asyncio.sleep(0.005)
+                        demand(not life.done(), "the agent's life has ended")
+                        demand(agent.status().problem in {"", "starting"}, agent.status().problem)
+                        for event in await store.events(after=last, limit=1000):
+                            last = event.seq
+                            happened[event.kind] += 1
+                        with contextlib.suppress(RunnerError, ReleaseError):  # before it is up, or after it went on by itself
+                            await story.operate(agent, store, happened, folder)
+                    state = await store.agent("plant")
+                    while not runners or runners[-1].routed != state.stable:  # noqa: ASYNC110 - what is played here tells nobody
+                        await asyncio.sleep(0.002)
+            finally:
+                life.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await life
         await witness.check(store)
         state = await store.agent("plant")
-        first = (await store.events(limit=1_000, kinds=["agent.added"]))[0].data["revision"]
-        demand(state.stable == first, "the last good revision is not stable again")
+        demand(state.stable == make_revision("plant", story.source.digest, {}).id, "the author's own values are not stable")
         demand(state.release is None, "a release is still in progress")
         ended = await store.releases("plant", 100)
         demand(all(release.phase in ENDS for release in ended), [release.phase for release in ended])
 
 
-async def operate(agent, store, happened) -> None:
-    """What people do in this story."""
-    current = agent.releases.current
-    if current is None:
-        if "watch.good" in happened and "release.promoted" not in happened and not await store.releases("plant", active=True):
-            gain = 1.0 if "release.aborted" in happened else 0.7
-            name = f"{os.getpid()}-{gain}"
-            await agent.releases.propose(
-                Proposal(id=name, agent="plant", parent="", values={"gain": gain}, algorithm="operator", at=1.0, who="ann")
-            )
-        return
-    history = {change.phase for change in current.history}
-    if current.phase is Phase.AWAITING_APPROVAL and "release.aborted" not in happened:
-        await agent.releases.abort(current.id, who="ann")
-    elif current.phase is Phase.AWAITING_APPROVAL:
-        await agent.releases.approve(current.id, who="ann")
-    elif current.phase is Phase.CONFIRMATION and current.proposal and Phase.PAUSED not in history:
-        await agent.releases.pause(current.id, who="ann")
-    elif current.phase is Phase.PAUSED:
-        await agent.releases.resume(current.id, who="ann")
-
-
-# --- lives --------------------------------------------------------------------------------------------------------
-
-
-def fork(folder: Path, deadly) -> bool:
+def fork(folder: Path, deadly, story: Story) -> bool:
     """One life. True if it came to the story's end, False if it was killed."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         try:
             structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-            asyncio.run(live(folder, deadly))
+            asyncio.run(live(folder, deadly, story))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
             import traceback
 
@@ -350,30 +234,30 @@ def fork(folder: Path, deadly) -> bool:
     return True
 
 
-def points(folder: Path) -> None:
-    killed = set()
+def points(folder: Path, name: str) -> None:
+    """A commit is known by its place and by what it holds."""
+    died, story = [], STORIES[name]
 
-    def deadly(name, lines):
-        return name not in killed and name not in {line["point"] for line in lines}
+    def known(line, lines):
+        return (line["place"], line["point"]) in {(other["place"], other["point"]) for other in lines}
 
-    lives = 1
-    while not fork(folder, deadly):
-        killed.add(json.loads((folder / "witness.jsonl").read_text().splitlines()[-1])["point"])
-        lives += 1
-    print(json.dumps({"lives": lives, "points": sorted(killed)}))  # noqa: T201 - the test reads it
+    while not fork(folder, lambda line, lines: not known(line, [*lines, *died]), story):
+        died.append(json.loads((folder / "witness.jsonl").read_text().splitlines()[-1]))
+    places = sorted({line["place"] for line in died})
+    print(json.dumps({"lives": len(died) + 1, "places": places}))  # noqa: T201 - the test reads it
 
 
-def every(folder: Path) -> None:
+def every(folder: Path, name: str) -> None:
     number, finished = 0, False
     while not finished:
         number += 1
         shutil.rmtree(folder / "life", ignore_errors=True)
         (folder / "life").mkdir()
-        finished = fork(folder / "life", lambda name, lines, number=number: len(lines) + 1 == number)
-        if not finished and not fork(folder / "life", lambda name, lines: False):
+        finished = fork(folder / "life", lambda line, lines, number=number: len(lines) + 1 == number, STORIES[name])
+        if not finished and not fork(folder / "life", lambda line, lines: False, STORIES[name]):
             sys.exit("a life that nothing kills was killed")
     print(json.dumps({"lives": number}))  # noqa: T201 - the test reads it
 
 
 if __name__ == "__main__":
-    {"points": points, "every": every}[sys.argv[2]](Path(sys.argv[1]))
+    {"points": points, "every": every}[sys.argv[2]](Path(sys.argv[1]), sys.argv[3])

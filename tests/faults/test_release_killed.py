@@ -1,72 +1,115 @@
 """`kill -9` right after each commit of a release, before anything acts on it: nothing committed is lost, and the story goes on to its end.
 
-killed_release.py tells the story and checks each life against what the lives before it had acknowledged.
+killed_release.py lives through the stories of killed_stories.py, and checks each life against what the lives before it had acknowledged.
+Which commits there are is read in the program's own syntax tree.
 """
 
+import ast
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-STORY = Path(__file__).with_name("killed_release.py")
+import agentd.hosting
 
-POINTS = {
-    # proposed, validated, screened, approved
-    "Proposal, Provenance, Revision, proposal: proposed, release.proposed",
-    "AgentState, proposal: proposed",  # it is the one in progress
-    "proposal: validated, release.validated",
-    "proposal: screened, release.screened",
-    "proposal: awaiting_approval, release.awaiting_approval",
-    "proposal: selection, release.selection",
-    # the canary
-    "proposal: selection, release.step",
-    "PairPlan",
-    "proposal: selection",  # a pair was lost
-    "Pair, proposal: confirmation",
-    "Pair, proposal: confirmation, release.device_withdrawn",
-    "proposal: confirmation, release.step",
-    "proposal: paused, release.paused",
-    "proposal: confirmation, release.confirmation",  # resumed
-    # ends: those that change nothing, promotion, and rollback with the probe that found it
-    "AgentState, proposal: aborted, release.aborted",
-    "AgentState, proposal: promoted, release.promoted",
-    "AgentState, watch.alarm",
-    "probe: screened, release.probe",
-    "AgentState, probe: screened",
-    "probe: confirmation, release.probe_changed",
-    "probe: confirmation, release.step",
-    "Pair, probe: confirmation",
-    "AgentState, probe: promoted, proposal: rolled_back, release.probe_ended, release.rolled_back",
-    # beside it
-    "AgentState, Provenance, Revision, agent.added",
-    "AgentState, watch.good",
-    "AgentState",  # the watch goes on
-    "runner.started",
+SCRIPT = Path(__file__).with_name("killed_release.py")
+HOSTING = Path(agentd.hosting.__file__).parent
+
+WORLD = {
+    "agent.HostedAgent._end_what_disagrees",
+    "holds.Holds._set_paused",
+    "holds.Holds.examine",
+    "holds.Holds.freeze",
+    "holds.Holds.lift",
+    "holds.Holds.unfreeze",
+    "improver.Improver.stop",
+    "queue.ReleaseQueue.end",
+    "releases.Releases._take_next",
+    "releases.Releases.switch",
+    "sources.take_up",
+    "verbs.Verbs.rebase",
+    "watching.Watcher._drift",
 }
+"""Functions whose commits only the second story comes to."""
+
+UNVISITED = {
+    "agent.HostedAgent._tell_failure": "tells of an error: nothing was decided",
+    "agent.HostedAgent._happened": "tells what a runner said: nothing was decided",
+    "agent.HostedAgent._take_over": "of its two the one for another mode in agent.toml, which no release waits for",
+    "improver.Improver.start": "an operator asks for a proposal; after an alarm it is a part of another commit",
+    "improver.Improver.release_ended": "counts attempts; in the second story, but for where the trigger is continuous",
+    "offline.Offline._left": "`agentd optimize` is over",
+    "services.open_services.settle": "what a model's call has cost",
+}
+"""Functions with commits that no story comes to, and why none needs to."""
 
 
-async def told(folder, how):
+def commits() -> set[str]:
+    """Every place in agentd.hosting that commits, as killed_release.py names it."""
+    found = set()
+    for path in HOSTING.glob("*.py"):
+        if path.stem != "keeper":
+            found |= {f"{path.stem}.{name}:{line}" for name, line in committing(ast.parse(path.read_text()), "")}
+    return found
+
+
+def committing(node: ast.AST, name: str):
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield from committing(child, f"{name}.{child.name}".strip("."))
+            case ast.Await(value=ast.Call(func=ast.Attribute(attr="commit"))):
+                yield name, child.lineno
+                yield from committing(child, name)
+            case _:
+                yield from committing(child, name)
+
+
+async def told(folder, how, story):
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(STORY), str(folder), how), env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, str(SCRIPT), str(folder), how, story),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
-    out, errors = await process.communicate()
+    try:
+        out, errors = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the life that it waits for
     assert process.returncode == 0, errors.decode()[-6000:]
     return json.loads(out.splitlines()[-1])
 
 
+def functions(places) -> set[str]:
+    return {place.partition(":")[0] for place in places}
+
+
+@pytest.mark.timeout(240)
 async def test_a_release_goes_on_after_a_death_at_each_of_its_commit_points(tmp_path):
-    story = await told(tmp_path / "story", "points")
-    assert set(story["points"]) >= POINTS
-    assert story["lives"] == len(story["points"]) + 1
+    places = set((await told(tmp_path / "story", "points", "release"))["places"])
+    left = functions(commits() - places)
+    assert left == WORLD | UNVISITED.keys()  # a new commit in agentd.hosting has to be put into a story, or its reason here
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_what_people_and_a_changing_world_do_goes_on_after_a_death_at_each_commit_point(tmp_path):
+    places = set((await told(tmp_path / "story", "points", "world"))["places"])
+    assert {place for place in commits() if functions({place}) <= WORLD} <= places
+    assert "improver.Improver.release_ended" in functions(places)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-async def test_a_story_killed_after_its_first_second_third_and_every_later_commit_always_ends_well(tmp_path):
-    story = await told(tmp_path / "story", "every")
-    assert story["lives"] > 60
+@pytest.mark.parametrize(("story", "least"), [("release", 60), ("world", 100)])
+async def test_a_story_killed_after_its_first_second_third_and_every_later_commit_always_ends_well(tmp_path, story, least):
+    assert (await told(tmp_path / "story", "every", story))["lives"] > least
