@@ -41,6 +41,8 @@ UNVISITED = {
     "agent.HostedAgent._tell_failure": "tells of an error: nothing was decided",
     "agent.HostedAgent._happened": "tells what a runner said: nothing was decided",
     "agent.HostedAgent._take_over": "of its two the one for another mode in agent.toml, which no release waits for",
+    "freeze.Freeze._commit": "the freeze of all agents: an event alone, and what a daemon reads of it first",
+    "models.Models.renew": "what a runner's calls of models have cost",
     "improver.Improver.start": "an operator asks for a proposal; after an alarm it is a part of another commit",
     "improver.Improver.release_ended": "counts attempts; in the second story, but for where the trigger is continuous",
     "offline.Offline._left": "`agentd optimize` is over",
