@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NoReturn, cast
 
 from agentd.errors import TraceError
-from agentd.trace.code import Code, Signature
+from agentd.trace.code import TOLD, Code, Signature, Told
 from agentd.trace.containers import RESERVED
 from agentd.trace.context import Frame, Scope, current
 from agentd.trace.core import ROOT_FORM
@@ -150,7 +150,7 @@ class FunModule(Module):
             compile_function(self.source, self._fun, self._captured, self._owner)  # its decorators can be applied again
         signature = signature_of(self.source)
         made: ParameterNode = ParameterNode(self.source, name="__code", constraint=f"The code must start with: {signature}")
-        made._more().code = Code(self, self.source, self._fun, self._signature)
+        made._more().code = Code(self)
         return made
 
     def _current(self, parameter: ParameterNode) -> tuple[Callable[..., Any], Signature]:
@@ -330,6 +330,9 @@ class FunModule(Module):
     def _fail(self, error: Exception, form: Form, inputs: tuple[Any, ...], frame: Scope, pending: MessageNode | None) -> NoReturn:
         """Raises ExecutionError: the exception's node has the source with the failing line commented."""
         hidden = outside(inputs, frame, (), None)
+        told: Told | None = None if isinstance(error, ExecutionError) else getattr(error, TOLD, None)
+        if told is not None:
+            raise_error(form, inputs + hidden, error, comment=told.comment, traceback=told.traceback, made=pending)
         sources = {inspect.unwrap(function).__code__: source for source, (function, _) in self._compiled.items()}
         within = str(error) if isinstance(error, ExecutionError) else ""  # a bundle or operator that was called has said where
         comment = error_comment(error, error_message(error), sources, within)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from agentd.errors import TraceError
 from agentd.trace.forms import Form, Operator
@@ -17,6 +17,34 @@ if TYPE_CHECKING:
 _MAX_COMPILED = 16  # values per function that stay compiled: those of the revisions in play
 
 CODE_ARGUMENT = "__code"
+
+
+class Told(NamedTuple):
+    """How an error that was raised in another process is shown: the source with the failing line commented, and the traceback there."""
+
+    comment: str
+    traceback: str
+
+
+TOLD = "_agentd_told"
+"""The attribute of an exception that holds its Told."""
+
+
+class Executor(Protocol):
+    """Runs code parameters somewhere else: a process whose own code is trusted must not run what a model may have written."""
+
+    def define(self, module: FunModule, source: str) -> Callable[..., Any]:
+        """What to call in the place of the function that `source` defines: with its `__signature__`, and as asynchronous as it is.
+
+        Its calls raise what the function raised, with a Told as attribute TOLD. Raises TraceError for what can't be defined.
+        """
+        ...
+
+
+class Executing:
+    """Who runs the code parameters of this process: the process itself, unless an executor is set before they are made."""
+
+    executor: ClassVar[Executor | None] = None
 
 
 class Signature:
@@ -90,11 +118,11 @@ class Code:
 
     __slots__ = ("function", "module", "signature", "source")
 
-    def __init__(self, module: FunModule, source: str, function: Callable[..., Any], signature: Signature) -> None:
+    def __init__(self, module: FunModule) -> None:
         self.module = module
-        self.source = source
-        self.function = function
-        self.signature = signature
+        self.source = module.source if Executing.executor is None else None  # None: not even the author's version runs here
+        self.function: Callable[..., Any] = module._fun
+        self.signature = module._signature
 
     def load(self, source: Any) -> None:
         """Makes `source` the value. Raises TraceError for what is no function of the same name, or does not compile."""
@@ -109,7 +137,8 @@ class Code:
         module = self.module
         if not isinstance(source, str):
             raise TraceError(f"code is text, not a {type(source).__name__}")
-        if source == module.source:
+        executor = Executing.executor
+        if source == module.source and executor is None:
             return module._fun, module._signature
         held = module._compiled
         found = held.get(source)
@@ -117,7 +146,10 @@ class Code:
             name = parse(source).name
             if name != module._function_name:
                 raise TraceError(f"the code must define {module._function_name}, not {name}")
-            function = compile_function(source, module._fun, module._captured, module._owner)
+            if executor is None:
+                function = compile_function(source, module._fun, module._captured, module._owner)
+            else:
+                function = executor.define(module, source)
             found = function, Signature(function, module.operator, coded=True)
             while len(held) >= _MAX_COMPILED:
                 held.pop(next(iter(held)), None)

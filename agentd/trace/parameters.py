@@ -205,6 +205,17 @@ def assign(parameter: ParameterNode, value: Any) -> None:
     parameter._data = convert(value, parameter._data)
 
 
+def compile_code(program: object) -> None:
+    """Compiles the program's code parameters now, rather than at their first call. Raises TraceError, with the path."""
+    for path, parameter in find_parameters(program).items():
+        extra = parameter._extra
+        if extra is not None and extra.code is not None:
+            try:
+                extra.code.load(parameter._data)
+            except TraceError as error:
+                raise TraceError(f"{path}: {error}") from error
+
+
 def _shape(function: Any) -> tuple[Any, ...]:
     """What callers rely on: the name, the arguments' names and kinds, and whether it is a coroutine function."""
     arguments = function.args

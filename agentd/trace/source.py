@@ -151,6 +151,16 @@ def parse(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     return tree.body[0]
 
 
+def without_annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """The same function, whose definition evaluates no annotation: neither its own nor those of functions within."""
+    for found in ast.walk(function):
+        if isinstance(found, ast.arg):
+            found.annotation = None
+        elif isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.returns = None
+    return function
+
+
 def syntax_error(source: str, error: BaseException) -> TraceError:
     """What is wrong with `source`, with the line commented where it is known."""
     reason = f"({type(error).__name__}) {getattr(error, 'msg', None) or error}"
@@ -167,13 +177,16 @@ def locals_around(frame: types.FrameType | None) -> dict[str, Any]:
     return dict(frame.f_locals) if frame is not None and frame.f_code.co_flags & inspect.CO_OPTIMIZED else {}
 
 
-def compile_function(source: str, original: Callable[..., Any], captured: Mapping[str, Any], owner: type | None) -> Callable[..., Any]:
+def compile_function(
+    source: str, original: Callable[..., Any], captured: Mapping[str, Any], owner: type | None, *, annotated: bool = True
+) -> Callable[..., Any]:
     """`source` as a function in the place of `original`: same globals, same closure, same decorators, its own name bound to itself.
 
     `captured` are the local variables of where `original` was defined, for names that it did not close over itself. The lines are given
-    to linecache, so that tracebacks show them, as long as the function lives. Raises TraceError for what does not compile or define.
+    to linecache, so that tracebacks show them, as long as the function lives. Without `annotated`, annotations are left out: they may
+    name what is not there. Raises TraceError for what does not compile or define.
     """
-    function = parse(source)
+    function = parse(source) if annotated else without_annotations(parse(source))
     function.decorator_list = []
     layers, wrappers = _layers(original), decorators_of(original)
     original = inspect.unwrap(original)
@@ -291,7 +304,7 @@ def _frame_source(frame: types.FrameType, sources: Mapping[types.CodeType, str])
     try:
         lines = _lines(code, frame.f_globals)
         block = inspect.getblock(lines[code.co_firstlineno - 1 :]) if code.co_firstlineno <= len(lines) else []
-    except (OSError, SyntaxError, IndentationError):
+    except (OSError, ImportError, SyntaxError, IndentationError):  # a loader may have no source of what it loaded
         return None
     if not block:
         return None
