@@ -91,14 +91,6 @@ def _check_module(name: str) -> str:
     return name
 
 
-def _check_scope(scope: str) -> str:
-    if scope == "code":
-        raise ValueError('should be "agent": the whole program is sandboxed; sandboxing nothing but its code parameters is not built')
-    if scope != "agent":
-        raise ValueError(f'should be "agent", not "{scope}"')
-    return scope
-
-
 def _check_ascending(ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
     low, high = ends
     if low is not None and high is not None and not low < high:
@@ -323,8 +315,8 @@ class SandboxSection(Section):
     """`[sandbox]`."""
 
     min_isolation: Annotated[int, Field(ge=0, le=3)] = 2
-    scope: Annotated[str, AfterValidator(_check_scope)] = "agent"
-    """What is sandboxed: the whole program."""
+    scope: Literal["agent", "code"] = "agent"
+    """What is sandboxed: the whole program, or only its code parameters, which a trusted program then calls."""
     memory_limit: Size = "256MiB"
     step_timeout: Duration = "500ms"
     load_timeout: Duration = "10s"
@@ -366,6 +358,9 @@ class AgentSpec(Section):
                 "sandbox.step_timeout",
                 'required with [models]: how long a step may take, the answers of models included, such as "60s"',
             )
+        sandbox = _table(table, "sandbox")
+        if sandbox.get("scope") == "code" and sandbox.get("min_isolation") == 0:
+            yield "sandbox.min_isolation", 'should be at least 1 with scope = "code": its code parameters run locked down'
         metrics = table.get("metrics")
         if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table:
             yield "feedback", "required for several metrics: a function that gives (score, text, {name: value})"

@@ -117,7 +117,7 @@ async def bisect(store: SqlStore, key: str, *, good: str | None, spec: Callable[
     if any(step.exchanges for step in episode.steps):
         limits = msgspec.structs.replace(limits, model_calls=max(len(step.exchanges) for step in episode.steps) + 1)
     envelope = None if found is None else await envelope_of(found)
-    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation) as zygote:
+    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation, scope=section.scope) as zygote:
         return await _search(store, Replays(store, zygote, limits, episode, envelope), line, good, finding)
 
 

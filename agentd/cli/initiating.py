@@ -97,7 +97,9 @@ async def _trainable(folder: Path) -> tuple[Parameter, ...]:
     limits = Limits.from_spec(spec.sandbox)
     try:
         async with (
-            await Zygote.start(imports=limits.allowed_imports, min_isolation=spec.sandbox.min_isolation) as zygote,
+            await Zygote.start(
+                imports=limits.allowed_imports, min_isolation=spec.sandbox.min_isolation, scope=spec.sandbox.scope
+            ) as zygote,
             await PolicyWorker.start(
                 zygote, source=source, revision=make_revision(spec.agent.name, source.digest, {}), limits=limits, on_log=_ignore
             ) as worker,

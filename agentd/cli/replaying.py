@@ -59,7 +59,7 @@ async def replay(store: SqlStore, key: str, *, revision: str | None, spec: Calla
     section = found.sandbox if found is not None else SandboxSection()
     envelope = None if found is None else await envelope_of(found)
     limits = Limits.from_spec(section)
-    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation) as zygote:
+    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=section.min_isolation, scope=section.scope) as zygote:
         run = await Replays(store, zygote, limits, episode, envelope).of(chosen)
     if isinstance(run, str):
         raise UsageMistake(f"revision {chosen.id[:10]} can't be replayed: {run}")

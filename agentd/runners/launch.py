@@ -19,12 +19,12 @@ from agentd.runners import messages
 from agentd.runners.forkserver import Forkserver, Order
 from agentd.runners.messages import Done, Failed, Setup, as_error
 from agentd.runners.paths import RunnerPaths, lock_holder
+from agentd.sandbox.zygote import PASSED_ON
 from agentd.spec import AgentSpec
 
 START_TIMEOUT = 60.0
 END_TIMEOUT = 5.0
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
-"""Of the daemon's environment: no keys, ever."""
+_PASSED_ON = (*PASSED_ON, "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
 
 def fingerprint(spec: AgentSpec, broker: str | None) -> str:

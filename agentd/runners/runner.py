@@ -79,6 +79,7 @@ class Runner:
         self._workers = Workers(
             Limits.from_spec(self._spec.sandbox, self._spec.models),
             min_isolation=self._spec.sandbox.min_isolation,
+            scope=self._spec.sandbox.scope,
             on_log=self._spool.log,
             on_event=lambda kind, message, data: self._control.happened(kind, message, **data),
             on_ready=self._worker_ready,

@@ -41,6 +41,7 @@ class Workers:
         limits: Limits,
         *,
         min_isolation: int,
+        scope: str = "agent",
         on_log: Callable[[str], None],
         on_event: Callable[[str, str, dict[str, Any]], None],
         on_ready: Callable[[], None],
@@ -50,6 +51,7 @@ class Workers:
         self.stable: str | None = None
         self._limits = limits
         self._min_isolation = min_isolation
+        self._scope = scope
         self._on_log = on_log
         self._on_event = on_event
         self._on_ready = on_ready
@@ -89,16 +91,18 @@ class Workers:
                 self._zygote = None
                 self._on_event("worker.zygote_died", "the process that workers are forked from died and is started again", {})
             if self._zygote is None:
-                self._zygote = await Zygote.start(imports=self._limits.allowed_imports, min_isolation=self._min_isolation)
+                self._zygote = await Zygote.start(
+                    imports=self._limits.allowed_imports, min_isolation=self._min_isolation, scope=self._scope
+                )
                 if self._preferred:
-                    prefer(self._zygote.pid)
+                    _prefer(self._zygote)
             return self._zygote
 
     def prefer(self) -> None:
         """Let the workers have a larger share of the machine than others, for a runner that goes first."""
         self._preferred = True
         if self._zygote is not None:
-            prefer(self._zygote.pid)
+            _prefer(self._zygote)
 
     async def load(self, source: Source, revision: Revision) -> tuple[Parameter, ...]:
         """Start a worker for `revision`, unless it has one, and return the program's parameters. Raises SandboxError."""
@@ -216,3 +220,9 @@ class Workers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STABLE_FIRST):
                     await stable.ready.wait()
+
+
+def _prefer(zygote: Zygote) -> None:
+    prefer(zygote.pid)
+    if zygote.programs is not None:
+        prefer(zygote.programs.pid)

@@ -7,8 +7,9 @@
 
 Two sides share this package. The trusted side: `zygote` and `process` (handles of processes), `channel`, `logs`, `policy`, `feedback`,
 `brake`, `limits`. The other side of the border, which must import little: `main`, `server`, `host`, `policies`, `judging`, `braking`,
-`loader`, `telltale`, `output`, `lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. Names are
-resolved lazily, so that the zygote never imports pydantic by accident.
+`leaves`, `loader`, `telltale`, `output`, `lockdown`, `seccomp`, `landlock`, `namespaces`, `kernel`. Both know `wire` and `isolation`. With
+the scope "code" a third side stands between: `trusted`, the author's program, with `leaf`, `needs` and `plain`. Names are resolved lazily,
+so that the zygote never imports pydantic by accident.
 """
 
 from importlib import import_module

@@ -36,14 +36,14 @@ _LEVEL_3_HINT = (
 )
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line of a process of this package: isolated from the user's site and environment, with the agentd that runs now."""
+def command(*arguments: str, isolated: bool = True) -> list[str]:
+    """The command line of a process of this package, with the agentd that runs now: `isolated` from the user's site and environment."""
     home = str(Path(agentd.__file__).parents[1])
     start = (  # another agentd may be installed; and nothing that lies beside ours may hide a module of the standard library
         "import sys; sys.path.insert(0, sys.argv[1]); import agentd; sys.path.append(sys.path.pop(0)); "
         "from agentd.sandbox.main import main; main(sys.argv[2:])"
     )
-    return [sys.executable, "-I", "-X", "utf8", "-c", start, home, *arguments]
+    return [sys.executable, "-I" if isolated else "-P", "-X", "utf8", "-c", start, home, *arguments]
 
 
 def probe() -> Isolation:

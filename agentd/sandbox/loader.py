@@ -28,23 +28,32 @@ ALWAYS_ALLOWED = (
 _MARK = "__agent__"
 
 
+def is_allowed(name: str, allowed_imports: Sequence[str]) -> bool:
+    """Whether a worker that may import these may import the module `name`."""
+    allowed = (*ALWAYS_ALLOWED, *allowed_imports)
+    return any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in allowed)
+
+
 def is_program(frame: FrameType) -> bool:
     """Whether a frame runs code of the agent, however it was compiled: its modules have builtins of their own."""
     return _MARK in frame.f_builtins
 
 
 class MemoryFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds and loads the modules of one source. `get_source` serves inspect and linecache; `get_data` serves included files."""
+    """Finds and loads the modules of one source. `get_source` serves inspect and linecache; `get_data` serves included files.
 
-    def __init__(self, files: Mapping[str, str], allowed_imports: Sequence[str]) -> None:
+    `builtins` are those of its modules: `import` is the limited one. Without `allowed_imports` (None) it is not limited.
+    """
+
+    def __init__(self, files: Mapping[str, str], allowed_imports: Sequence[str] | None) -> None:
         self._files = dict(files)
         self._paths = {_module_name(path): path for path in self._files if path.endswith(".py")}
         self._own = {name.partition(".")[0] for name in self._paths}
-        self._allowed = (*ALWAYS_ALLOWED, *allowed_imports)
+        self._allowed = allowed_imports
         for name in sorted(self._own):
             if name in sys.modules or name in sys.stdlib_module_names:
                 raise LoadError(f"{name}.py has the name of a module that exists already; rename it")
-        self._builtins = {**vars(builtins), "__import__": self._import, _MARK: True}
+        self.builtins = {**vars(builtins), "__import__": self._import, _MARK: True}
 
     def install(self) -> None:
         """Come first among the finders, and tell linecache every line."""
@@ -67,7 +76,7 @@ class MemoryFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run an own module, whose `import` is the limited one."""
-        module.__dict__["__builtins__"] = self._builtins
+        module.__dict__["__builtins__"] = self.builtins
         exec(self.get_code(module.__name__), module.__dict__)  # noqa: S102 - running the agent's program, locked down, is what this process is for
 
     def get_code(self, fullname: str) -> Any:
@@ -101,20 +110,17 @@ class MemoryFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        if level == 0 and name.partition(".")[0] not in self._own and not self._is_allowed(name):
+        if level == 0 and name.partition(".")[0] not in self._own and self._allowed is not None and not is_allowed(name, self._allowed):
             allowed = ", ".join(sorted(set(self._allowed) - set(ALWAYS_ALLOWED)))
             raise ImportError(f"this agent may not import {name!r}: [sandbox] allowed_imports has only {allowed}", name=name)
         return builtins.__import__(name, globals, locals, fromlist or (), level)
-
-    def _is_allowed(self, name: str) -> bool:
-        return any(name == allowed or name.startswith(f"{allowed}.") or allowed.startswith(f"{name}.") for allowed in self._allowed)
 
 
 def _module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def load_entrypoint(files: Mapping[str, str], allowed_imports: Sequence[str], entrypoint: str) -> Any:
+def load_entrypoint(files: Mapping[str, str], allowed_imports: Sequence[str] | None, entrypoint: str) -> Any:
     """The object that `module:name` names. Raises LoadError where there is none, and whatever the module raises."""
     MemoryFinder(files, allowed_imports).install()
     module_name, _, name = entrypoint.partition(":")

@@ -28,9 +28,10 @@ _CAPABILITY_VERSION_3 = 0x20080522
 def lock_down(*, level: int, memory_bytes: int, parent: int) -> None:
     """Lock this process down to `level`; `memory_bytes` are allowed above what it has now. Raises OSError when anything is refused.
 
-    `parent` is the zygote's pid: if it is gone before PDEATHSIG is set, this process ends.
+    `parent` is the zygote's pid: if it is gone before PDEATHSIG is set, this process ends. At level 0 that is all.
     """
     if level == 0:
+        _die_with(parent)
         return
     _limit_resources(memory_bytes)
     if level >= 3:
@@ -40,9 +41,7 @@ def lock_down(*, level: int, memory_bytes: int, parent: int) -> None:
         return
     _drop_capabilities()
     prctl(PR_SET_DUMPABLE, 0, what="dumpable")  # no core, no /proc/<pid>/mem, no ptrace by others of the same user
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, what="parent death signal")
-    if os.getppid() != parent:
-        raise SystemExit("the zygote is gone")
+    _die_with(parent)
     prctl(PR_SET_NO_NEW_PRIVS, 1, what="no_new_privs")
     if level >= 2:
         version = landlock.abi()
@@ -51,6 +50,14 @@ def lock_down(*, level: int, memory_bytes: int, parent: int) -> None:
             raise KernelError("this kernel has no Landlock")
         landlock.restrict(version)
         seccomp.install(architecture)
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, what="parent death signal")
+    if os.getppid() != parent:
+        raise SystemExit("the zygote is gone")
 
 
 def _limit_resources(memory_bytes: int) -> None:

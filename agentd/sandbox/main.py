@@ -25,7 +25,7 @@ ALWAYS_IMPORTED = (
     "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "encodings.ascii",
     "encodings.latin_1", "enum", "functools", "heapq", "inspect", "itertools", "linecache", "logging", "math", "operator", "random",
     "statistics", "string", "textwrap", "tokenize", "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies",
-    "agentd.sandbox.judging", "agentd.sandbox.braking",
+    "agentd.sandbox.judging", "agentd.sandbox.braking", "agentd.sandbox.leaves",
 )  # fmt: skip
 
 
@@ -124,10 +124,18 @@ class Zygote:
         for child in self._children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+            _kill_group(child)
 
     def _reap(self) -> None:
         while self._children:
-            child, status = os.waitpid(-1, os.WNOHANG)
+            ended = -1
+            if hasattr(os, "waitid"):  # not on macOS before Python 3.13
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if seen is None:
+                    return
+                ended = seen.si_pid
+                _kill_group(ended)  # while its number can't be somebody else's
+            child, status = os.waitpid(ended, os.WNOHANG)
             if child == 0:
                 return
             self._children.discard(child)
@@ -136,7 +144,7 @@ class Zygote:
     def _answer(self) -> bool:
         """Do one request. False when the runner is gone."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 2)
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 3)
         except ConnectionError:
             return False
         if not packet:
@@ -152,13 +160,12 @@ class Zygote:
         return True
 
     def _fork(self, request: Fork, descriptors: list[int]) -> None:
-        channel, log = descriptors
         parent = os.getpid()
         child = os.fork()
         if child == 0:
             from agentd.sandbox.server import run  # noqa: PLC0415 - imported long ago; named here, since only the child is a server
 
-            run(request, channel=channel, log=log, level=self._level, zygote=parent)
+            run(request, descriptors=descriptors, level=self._level, zygote=parent)
         self._children.add(child)
         forked = Forked(request.id, child)
         if not hasattr(os, "pidfd_open"):
@@ -175,3 +182,9 @@ class Zygote:
     def _tell(self, message: Exited | Forked | ForkFailed) -> None:
         with contextlib.suppress(ConnectionError):
             self._control.send(codec.encode(message))
+
+
+def _kill_group(child: int) -> None:
+    """End what a trusted program started: it leads a group of its own, which a locked worker has not, nor could have anybody in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)

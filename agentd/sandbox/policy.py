@@ -43,7 +43,9 @@ class Cut(NamedTuple):
 
 
 class PolicyWorker:
-    """A locked process that serves one revision. Calls for several devices queue up: one is open at a time.
+    """A locked process that serves one revision, or a trusted program with the locked process of its code parameters.
+
+    Calls for several devices queue up: one is open at a time.
 
     Errors of every call: PolicyError when the program raised (the worker goes on), WorkerTimeout and ProtocolViolation (it was killed),
     WorkerDied. `died` is set, and `reason` says why, when the process has ended.
@@ -59,6 +61,7 @@ class PolicyWorker:
         self.parameters = parameters
         self.isolation = zygote.level
         self.pid = process.pid
+        self.leaf_pid = process.leaf.pid if process.leaf is not None else None
 
     @property
     def died(self) -> asyncio.Event:
@@ -74,10 +77,14 @@ class PolicyWorker:
     async def start(cls, zygote: Zygote, *, source: Source, revision: Revision, limits: Limits, on_log: Callable[[str], None]) -> Self:
         """Fork a worker, lock it down, then let it import the source and take the revision's values.
 
+        Where the zygote has `programs`, it is a trusted program, and what is locked down is the process for its code parameters.
         `on_log` gets each line that the program prints or logs, on the event loop. Raises LoadError where the program raises or does not
         fit the revision, IsolationError, WorkerDied, WorkerTimeout.
         """
-        process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
+        if zygote.programs is None:
+            process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
+        else:
+            process = await WorkerProcess.start_trusted(zygote, zygote.programs, limits.memory_bytes, on_log)
         answer = await process.load(
             source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0, model_calls=limits.model_calls
         )

@@ -1,6 +1,7 @@
 """A worker, from the fork to its end: lock down, then answer requests one after another."""
 
 import asyncio
+import fcntl
 import gc
 import importlib
 import logging
@@ -10,11 +11,12 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NoReturn, Protocol
 
 from agentd import codec
-from agentd.errors import CodecError, LoadError
+from agentd.errors import CodecError, IsolationError, LoadError
 from agentd.records import Value
 from agentd.sandbox.host import WorkerHost
 from agentd.sandbox.loader import is_program
@@ -23,6 +25,7 @@ from agentd.sandbox.output import LineOutput
 from agentd.sandbox.telltale import Attempt, Telltale
 from agentd.sandbox.wire import (
     FRAGMENTED,
+    LEAF_CHANNEL,
     MAX_ANSWER,
     MAX_ERROR_MESSAGE,
     MAX_MESSAGE,
@@ -32,10 +35,12 @@ from agentd.sandbox.wire import (
     Failure,
     Fork,
     Load,
+    Raised,
     Request,
     Told,
     Trace,
     announced,
+    encodable,
     packets,
     request_of,
     shortened,
@@ -52,7 +57,7 @@ _COLLECT_AFTER = 1_000
 
 
 class Program(Protocol):
-    """What a worker does: one of agentd.sandbox.policies, agentd.sandbox.judging, agentd.sandbox.braking."""
+    """What a worker does: one of agentd.sandbox.policies, judging, braking, trusted, leaves."""
 
     def load(self, request: Load) -> Value:
         """Import and build the untrusted program."""
@@ -65,6 +70,8 @@ _PROGRAMS = {
     "policy": ("agentd.sandbox.policies", "PolicyProgram"),
     "feedback": ("agentd.sandbox.judging", "JudgeProgram"),
     "brake": ("agentd.sandbox.braking", "BrakeProgram"),
+    "trusted": ("agentd.sandbox.trusted", "TrustedProgram"),
+    "leaf": ("agentd.sandbox.leaves", "LeafProgram"),
 }
 
 
@@ -103,11 +110,11 @@ class Connection:
             self._channel.send(packet)
 
 
-def run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> NoReturn:
+def run(request: Fork, *, descriptors: Sequence[int], level: int, zygote: int) -> NoReturn:
     """The forked child's whole life. Never returns: what is below on the stack is the zygote's."""
     exit_code = 1
     try:
-        exit_code = _run(request, channel=channel, log=log, level=level, zygote=zygote)
+        exit_code = _run(request, descriptors=descriptors, level=level, zygote=zygote)
     except MemoryError:
         exit_code = _OUT_OF_MEMORY_EXIT
     except ConnectionError:
@@ -118,10 +125,10 @@ def run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> No
         os._exit(exit_code)
 
 
-def _run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> int:
+def _run(request: Fork, *, descriptors: Sequence[int], level: int, zygote: int) -> int:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    connection = Connection(_keep_descriptors(channel, log))
+    connection = Connection(_keep_descriptors(*descriptors))
     loop = asyncio.new_event_loop()  # its descriptors can't be made after lockdown
     asyncio.set_event_loop(loop)
     _reseed()
@@ -139,13 +146,15 @@ def _run(request: Fork, *, channel: int, log: int, level: int, zygote: int) -> i
     return 0
 
 
-def _keep_descriptors(channel: int, log: int) -> socket.socket:
-    """Standard output and error become the log pipe, 3 the channel; everything else is closed."""
-    kept = os.dup(channel), os.dup(log)  # the originals may be any number, 1 to 3 among them
+def _keep_descriptors(channel: int, log: int, *leaf: int) -> socket.socket:
+    """Standard output and error become the log pipe, 3 the channel, 4 a leaf's where there is one; everything else is closed."""
+    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LEAF_CHANNEL + 1) for descriptor in (channel, log, *leaf)]  # away from 1 to 4
     os.dup2(kept[1], 1)
     os.dup2(kept[1], 2)
     os.dup2(kept[0], _CHANNEL, inheritable=False)
-    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+    if leaf:
+        os.dup2(kept[2], LEAF_CHANNEL, inheritable=False)
+    os.closerange(LEAF_CHANNEL + 1 if leaf else _CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
     sys.stdout = sys.stderr = LineOutput(1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
     return socket.socket(fileno=_CHANNEL)
@@ -199,7 +208,7 @@ def _reply(request: Request, program: Program, telltale: Telltale | None, reserv
 
 
 def _encode_answer(request: Request, value: Value) -> bytes:
-    message = codec.encode(value if isinstance(value, Trace) else Answer(request.id, value))
+    message = codec.encode(value if isinstance(value, Trace | Raised) else Answer(request.id, value))
     if len(message) > MAX_ANSWER:
         raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_ANSWER} can travel")
     return message
@@ -213,16 +222,16 @@ def _forget_locals(trace: TracebackType | None) -> None:
 
 
 def _failure(request: Request, error: BaseException) -> Failure:
-    kind = "load" if isinstance(request, Load) else "policy"
+    kind = "isolation" if isinstance(error, IsolationError) else "load" if isinstance(request, Load) else "policy"
     try:
-        if isinstance(error, (Attempt, CodecError, LoadError)):
+        if isinstance(error, (Attempt, CodecError, IsolationError, LoadError)):
             message, trace = str(error), getattr(error, "traceback", "")
         else:
             message = "".join(traceback.format_exception_only(error)).strip()
             trace = "".join(traceback.format_exception(type(error), error, _from_program(error.__traceback__)))
     except Exception:  # noqa: BLE001 - an exception's own __str__ may raise
         message, trace = f"{type(error).__name__}, which can't be shown", ""
-    return Failure(request.id, kind, _encodable(shortened(message, MAX_ERROR_MESSAGE)), _encodable(shortened(trace, MAX_TRACEBACK)))
+    return Failure(request.id, kind, encodable(shortened(message, MAX_ERROR_MESSAGE)), encodable(shortened(trace, MAX_TRACEBACK)))
 
 
 def _from_program(trace: TracebackType | None) -> TracebackType | None:
@@ -231,7 +240,3 @@ def _from_program(trace: TracebackType | None) -> TracebackType | None:
     while inner is not None and not is_program(inner.tb_frame):
         inner = inner.tb_next
     return inner or trace
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="replace").decode()

@@ -34,6 +34,11 @@ MAX_QUESTION = 256 * 1024
 MAX_TOLD = 48 * 1024
 """Bytes of text in a model's answer: it travels in one packet, so that nothing waits for the rest of it."""
 
+LEAF_CHANNEL = 4
+"""The descriptor of a trusted program's channel to its leaf."""
+LEAF_GONE_EXIT, LEAF_LIED_EXIT = 72, 73
+"""How a trusted program ends whose leaf is gone, or sent what none sends."""
+
 MAX_ERROR_MESSAGE = 2_000
 MAX_TRACEBACK = 20_000
 
@@ -118,7 +123,10 @@ class StartFailed(_Message, frozen=True):
 
 
 class Fork(_Message, frozen=True):
-    """Fork a worker. Its channel and its log pipe come with the packet. `memory_bytes` are above the zygote's own."""
+    """Fork a worker. Its channel and its log pipe come with the packet, and a trusted program's channel to its leaf.
+
+    `memory_bytes` are above the zygote's own.
+    """
 
     id: int
     program: str
@@ -159,7 +167,8 @@ class Load(_Message, frozen=True):
     entrypoint: str
     args: dict[str, Value]
     values: dict[str, Value]
-    allowed_imports: tuple[str, ...]
+    allowed_imports: tuple[str, ...] | None
+    """None: whatever it likes."""
     data_only: bool
     """Refuse code parameters: level 0 is for trusted programs whose parameters are data."""
     model_calls: int = 0
@@ -250,7 +259,35 @@ class Told(_Message, frozen=True):
     resets_at: float | None = None
 
 
-Request = Load | Reset | Act | Finish | Fetch | State | LoadState | Judge
+# --- trusted program -> leaf ------------------------------------------------------------------------------------------
+
+
+class Define(_Message, frozen=True):
+    """Compile `source`, to be called as `function`; the answer is its defaults by name. Values are packed (agentd.sandbox.plain).
+
+    `imports`: name -> (module, name in it, or "" for the module itself). `module` is what the function believes to be in.
+    """
+
+    id: int
+    function: int
+    module: str
+    source: str
+    imports: dict[str, tuple[str, str]]
+    constants: dict[str, Value]
+    method: bool
+    """The first argument is a dict: attributes, for an object to have."""
+
+
+class Call(_Message, frozen=True):
+    """Call a defined function on packed values; the answer is the packed result, or Raised."""
+
+    id: int
+    function: int
+    args: list[Value]
+    kwargs: dict[str, Value]
+
+
+Request = Load | Reset | Act | Finish | Fetch | State | LoadState | Judge | Define | Call
 
 # --- worker -> trusted side -------------------------------------------------------------------------------------------
 
@@ -290,11 +327,23 @@ class Asked(_Message, frozen=True):
     temperature: float | None = None
 
 
+class Raised(_Message, frozen=True):
+    """A leaf's answer to a Call that raised: the names of the error's class and its bases, and texts."""
+
+    id: int
+    kinds: tuple[str, ...]
+    message: str
+    comment: str
+    traceback: str
+
+
 Reply = Answer | Trace | Failure | Asked
+LeafReply = Answer | Raised | Failure
 
 _FROM_ZYGOTE: Any = FromZygote  # for the type checker, which takes a union for no type
 _TO_WORKER: Any = Request | Told
 _REPLY: Any = Reply
+_LEAF_REPLY: Any = LeafReply
 
 
 def from_zygote(packet: bytes) -> FromZygote:
@@ -313,6 +362,17 @@ def reply_of(message: bytes | memoryview) -> Reply:
     """Raises CodecError for whatever is no reply."""
     reply: Reply = codec.decode(message, _REPLY)
     return reply
+
+
+def leaf_reply_of(message: bytes | memoryview) -> LeafReply:
+    """Raises CodecError for whatever is no reply of a leaf."""
+    reply: LeafReply = codec.decode(message, _LEAF_REPLY)
+    return reply
+
+
+def encodable(text: str) -> str:
+    """`text` without what UTF-8 can't carry."""
+    return text.encode(errors="replace").decode()
 
 
 def shortened(text: str, limit: int) -> str:

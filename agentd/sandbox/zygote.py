@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from agentd.sandbox.wire import MAX_PACKET, Exited, Fork, Forked, ForkFailed, Fr
 START_TIMEOUT = 60.0
 FORK_TIMEOUT = 10.0
 END_TIMEOUT = 5.0
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+"""Of the environment that a runner has from its daemon, and a trusted program from its runner: no keys, ever."""
 
 
 def packet_pair() -> tuple[socket.socket, socket.socket]:
@@ -53,6 +55,8 @@ class Zygote:
 
     level: int
     isolation: Isolation
+    programs: "Zygote | None" = None
+    """Where trusted programs are forked from, which are not locked down, if only code parameters are: another process than this."""
 
     def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
         self._process = process
@@ -64,30 +68,53 @@ class Zygote:
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._seed_key = secrets.token_bytes(32)
         self._groups = cgroup.Groups(cgroup.Branch(None, (), ""))
-        self.alive = True
-        """False as soon as the process is gone, and its workers with it."""
+        self._alive = True
         self._stuck = False
         self._loop.add_reader(control, self._read)
 
+    @property
+    def alive(self) -> bool:
+        """False as soon as the process is gone, and its workers with it."""
+        return self._alive and (self.programs is None or self.programs.alive)
+
     @classmethod
-    async def start(cls, *, imports: Sequence[str] = ("math", "numpy"), min_isolation: int = 2, max_isolation: int | None = None) -> Self:
+    async def start(
+        cls,
+        *,
+        imports: Sequence[str] = ("math", "numpy"),
+        min_isolation: int = 2,
+        max_isolation: int | None = None,
+        scope: str = "agent",
+    ) -> Self:
         """Start a zygote whose workers have `imports` in memory, at the best isolation that works here.
 
-        `min_isolation` 0 declares the code trusted: nothing is locked down then, unless `max_isolation` says otherwise.
+        `min_isolation` 0 declares the code trusted: nothing is locked down then, unless `max_isolation` says otherwise. With the scope
+        "code" policies are trusted programs, forked from `programs`, and only their code parameters run in workers of this one.
         Raises IsolationError where the machine gives less than `min_isolation`, LoadError where an import fails, SandboxError where the
         process does not start.
         """
         highest = max_isolation if max_isolation is not None else HIGHEST_LEVEL if min_isolation > 0 else 0
+        zygote = await cls._start(imports, min_isolation, highest)
+        if scope == "code":
+            try:
+                zygote.programs = await cls._start((), 0, 0, {name: os.environ[name] for name in PASSED_ON if name in os.environ})
+            except BaseException:
+                await zygote.aclose()
+                raise
+        return zygote
+
+    @classmethod
+    async def _start(cls, imports: Sequence[str], min_isolation: int, highest: int, environment: Mapping[str, str] | None = None) -> Self:
         ours, theirs = packet_pair()
         try:
             ours.setblocking(False)  # noqa: FBT003 - the standard library takes it by position
-            arguments = command("zygote", str(theirs.fileno()), str(min_isolation), str(highest), *imports)
+            arguments = command("zygote", str(theirs.fileno()), str(min_isolation), str(highest), *imports, isolated=environment is None)
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={},
+                env=environment or {},
                 cwd="/",
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -144,15 +171,18 @@ class Zygote:
         digest = blake2b(str(seed).encode(), key=self._seed_key, digest_size=4).digest()
         return int.from_bytes(digest)
 
-    async def fork(self, program: str, memory_bytes: int, channel: socket.socket, log: int) -> Child:
-        """A new worker with these two descriptors. Raises WorkerDied where the zygote is gone, SandboxError where it could not fork."""
-        if not self.alive:
+    async def fork(self, program: str, memory_bytes: int, channel: int, log: int, *leaf: int) -> Child:
+        """A new worker with these descriptors, a trusted program's with that of its leaf.
+
+        Raises WorkerDied where the zygote is gone, SandboxError where it could not fork.
+        """
+        if not self._alive:
             raise WorkerDied("the zygote is gone")
         self._number += 1
         number = self._number
         forked = self._forks[number] = self._loop.create_future()
         try:
-            socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel.fileno(), log])
+            socket.send_fds(self._control, [codec.encode(Fork(number, program, memory_bytes))], [channel, log, *leaf])
             async with asyncio.timeout(FORK_TIMEOUT):
                 child: Child = await forked
             if self.level >= 3:
@@ -175,6 +205,8 @@ class Zygote:
 
     async def aclose(self) -> None:
         """End the process and with it every worker."""
+        if self.programs is not None:
+            await self.programs.aclose()
         self._gone("the zygote was closed")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT):
@@ -193,9 +225,9 @@ class Zygote:
         await self.aclose()
 
     def _gone(self, why: str) -> None:
-        if not self.alive:
+        if not self._alive:
             return
-        self.alive = False
+        self._alive = False
         self._loop.remove_reader(self._control)
         self._control.close()
         if not self._ready.done():

@@ -144,9 +144,9 @@ def program(text: str, entrypoint: str) -> Source:
 
 
 async def start(
-    zygote: Zygote, text: str, entrypoint: str, *, step_timeout: float = 5.0, on_log: Any = None, **values: Any
+    zygote: Zygote, text: str, entrypoint: str, *, step_timeout: float = 5.0, load_timeout: float = 30.0, on_log: Any = None, **values: Any
 ) -> PolicyWorker:
-    limits = Limits(step_timeout=step_timeout, load_timeout=30.0, allowed_imports=MODULES)
+    limits = Limits(step_timeout=step_timeout, load_timeout=load_timeout, allowed_imports=MODULES)
     source = program(text, entrypoint)
     revision = make_revision("attacker", source.digest, values)
     return await PolicyWorker.start(zygote, source=source, revision=revision, limits=limits, on_log=on_log or (lambda _: None))

@@ -555,11 +555,11 @@ def test_mistakes_about_models_say_what_is_expected(folder, text, key, said) -> 
 
 
 @pytest.mark.parametrize(
-    ("scope", "expected"),
-    [("code", "the whole program is sandboxed"), ("agnet", 'should be "agent", not "agnet"')],
-    ids=["code", "misspelt"],
+    ("lines", "expected"),
+    [('scope = "agnet"', "'agent' or 'code'"), ('scope = "code"\nmin_isolation = 0', "at least 1 with scope")],
+    ids=["misspelt", "without isolation"],
 )
-def test_a_scope_that_is_not_built_is_refused_before_anything_starts(folder, scope, expected):
-    folder.write("agent.toml", GOOD + f'[sandbox]\nscope = "{scope}"\n')
+def test_a_scope_that_can_not_be_is_refused_before_anything_starts(folder, lines, expected):
+    folder.write("agent.toml", GOOD + f"[sandbox]\n{lines}\n")
     with pytest.raises(SpecError, match=expected):
         load_agent(folder.path)

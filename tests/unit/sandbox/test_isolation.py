@@ -128,7 +128,9 @@ main.main(sys.argv[2:])
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("level", [2, 3])
 async def test_an_unprivileged_zygote_serves(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentd.sandbox.zygote.command", lambda *arguments: [sys.executable, "-I", "-c", AS_NOBODY, HERE, *arguments])
+    monkeypatch.setattr(
+        "agentd.sandbox.zygote.command", lambda *arguments, isolated: [sys.executable, "-I", "-c", AS_NOBODY, HERE, *arguments]
+    )
     try:
         zygote = await Zygote.start(imports=("math",), min_isolation=level, max_isolation=level)
     except IsolationError as error:

@@ -27,10 +27,28 @@ class P:
                 pass
 '''
 
-async def main(level):
+LEAVES = '''
+from agentd.trace import bundle, model
+@bundle(trainable=True)
+def law(observation):
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:
+            pass
+@model
+class P:
+    def __init__(self):
+        self.law = law
+    def act(self, observation):
+        return self.law(observation)
+'''
+
+async def main(level, scope):
     limits = Limits(step_timeout=600, load_timeout=30, allowed_imports=("signal",))
-    source = Source(digest="d", files={"p.py": STUBBORN}, entrypoint="p:P")
-    async with await Zygote.start(imports=("signal",), min_isolation=level, max_isolation=level) as zygote:
+    source = Source(digest="d", files={"p.py": STUBBORN if scope == "agent" else LEAVES}, entrypoint="p:P")
+    async with await Zygote.start(imports=("signal",), min_isolation=level, max_isolation=level, scope=scope) as zygote:
         workers = [
             await PolicyWorker.start(zygote, source=source, revision=make_revision("a", "d", {}), limits=limits, on_log=print)
             for _ in range(3)
@@ -39,10 +57,11 @@ async def main(level):
             await worker.reset("robot", "e", 1)
             asyncio.ensure_future(worker.act("robot", 0, 0))
         await asyncio.sleep(0.1)
-        print(zygote.pid, *(worker.pid for worker in workers), flush=True)
+        leaves = [zygote.programs.pid, *(worker.leaf_pid for worker in workers)] if scope == "code" else []
+        print(zygote.pid, *(worker.pid for worker in workers), *leaves, flush=True)
         await asyncio.sleep(600)
 
-asyncio.run(main(int(sys.argv[1])))
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
 """
 
 
@@ -68,10 +87,11 @@ def ends(pids: list[int]) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize(("level", "scope"), [(1, "agent"), (2, "agent"), (3, "agent"), (2, "code")])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "terminate"])
-def test_nothing_outlives_its_runner(level: int, end: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", RUNNER, str(level)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as runner:
+def test_nothing_outlives_its_runner(level: int, scope: str, end: signal.Signals) -> None:
+    command = [sys.executable, "-c", RUNNER, str(level), scope]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as runner:
         assert runner.stdout is not None
         assert runner.stderr is not None
         line = runner.stdout.readline()
