@@ -35,6 +35,15 @@ class P:
         x, v, a, w = (observation[index] for index in range(4))
         return self.k1 * x + self.k2 * v + self.k3 * a + self.k4 * w
 """
+LAW = """
+from agentd.trace import bundle, model
+
+@model
+class P:
+    @bundle(trainable=True)
+    def act(self, observation):
+        return 1.0
+"""
 OBSERVATION = [0.1, -0.2, 0.03, 0.4]
 
 
@@ -101,18 +110,26 @@ def report(name: str, times: list[float], baseline: list[float]) -> None:
 async def round_trips() -> None:
     echo = Echo()
     times: dict[str, list[float]] = {
-        name: [] for name in ("empty round trip", "empty request", "identity policy", "controller of 7 operators")
+        name: []
+        for name in ("empty round trip", "empty request", "identity policy", "controller of 7 operators", "code parameter", "leaf call")
     }
-    async with await Zygote.start(imports=("math", "numpy")) as zygote:
+    async with (
+        await Zygote.start(imports=("math", "numpy")) as zygote,
+        await Zygote.start(imports=("math", "numpy"), scope="code") as trusting,
+        await start(zygote, LAW) as law,
+        await start(trusting, LAW) as leaf,
+    ):
         print(f"isolation level {zygote.level}; Landlock ABI {zygote.isolation.landlock_abi}")
         async with await start(zygote, IDENTITY) as identity, await start(zygote, CONTROLLER) as controller:
             for index in range(BLOCKS):
-                for worker in (identity, controller):
+                for worker in (identity, controller, law, leaf):
                     await worker.reset("robot", "e", index)
                 await block(echo.call, times["empty round trip"])
                 await block(lambda: identity.state("robot"), times["empty request"])  # the same channel and process, and no policy
                 await block(lambda: identity.act("robot", 0, OBSERVATION), times["identity policy"])
                 await block(lambda: controller.act("robot", 0, OBSERVATION), times["controller of 7 operators"])
+                await block(lambda: law.act("robot", 0, OBSERVATION), times["code parameter"])
+                await block(lambda: leaf.act("robot", 0, OBSERVATION), times["leaf call"])  # the same program, with scope = "code"
     echo.close()
     for name, found in times.items():
         report(name, found, times["empty round trip"])
