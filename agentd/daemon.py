@@ -14,14 +14,15 @@ import structlog
 
 import agentd
 from agentd.api.app import create_app
-from agentd.api.ports import AgentStatus, DaemonStatus
+from agentd.api.ports import Acted, AgentStatus, DaemonStatus, FeedbackReceipt
 from agentd.api.server import serve
 from agentd.api.tokens import Tokens
 from agentd.clock import Clock, SystemClock
 from agentd.configuration import parse_size
-from agentd.errors import AgentdError, NotFound, leaves
+from agentd.errors import AgentdError, NotFound, RunnerError, leaves
 from agentd.hosting.agent import HostedAgent
 from agentd.hosting.services import Services, open_services
+from agentd.hosting.windows import Windows
 from agentd.observability.logs import configure_logging
 from agentd.observability.systemd import notify
 from agentd.records import Event, Release, Value
@@ -253,6 +254,33 @@ class Daemon:
     async def rebase(self, agent: str, *, keep: Sequence[str], take: Sequence[str], who: str, reason: str = "") -> Release | None:
         """Settle conflicts between learned values and a changed source."""
         return await self._agent(agent).verbs.rebase(keep=keep, take=take, who=who, reason=reason)
+
+    async def act(self, agent: str, observation: Value, *, client: str = "", instruction: str = "") -> Acted:
+        """Have a request answered."""
+        return await self._agent(agent).act(observation, client=client, instruction=instruction)
+
+    async def give_feedback(self, episode: str, score: float, *, text: str, metrics: Mapping[str, float], who: str) -> FeedbackReceipt:
+        """Say what an episode was worth."""
+        windows, whole = await self._windows_of(episode)
+        return await windows.answer(whole, score, text, metrics, who=who)
+
+    async def _windows_of(self, episode: str) -> tuple[Windows, str]:
+        """The windows of the agent that ran an episode (an id, or its beginning), and its whole id. Raises NotFound, RunnerError."""
+        agents = [hosting.agent for hosting in self._agents.values()]
+        found = next((agent.windows for agent in agents if agent.windows is not None and agent.windows.knows(episode)), None)
+        if found is not None:
+            return found, episode
+        try:
+            summary = await self._services.store.summary(episode)
+        except NotFound:
+            behind = next((agent.name for agent in agents if agent.is_behind), None)
+            if behind is None:
+                raise
+            raise RunnerError(f"agent {behind} has yet to take in what it did before it was started: try again soon") from None
+        found = self._agent(summary.agent).windows
+        if found is None:
+            raise RunnerError(f"agent {summary.agent} is not up")
+        return found, summary.id
 
     async def propose(self, agent: str, *, who: str) -> None:
         """Ask the optimizer for a proposal now."""

@@ -26,6 +26,7 @@ class EnvironmentKind(enum.StrEnum):
     MQTT = "mqtt"
     DATASET = "dataset"
     PYTHON = "python"
+    HTTP = "http"
 
 
 _KEYS_OF_KINDS = {
@@ -90,6 +91,17 @@ class DatasetSection(Section):
             yield "digest", "not to be written: it follows from the cases"
 
 
+class HttpSection(Section):
+    """`[environment.http]`: how requests are taken."""
+
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 2
+    """Episodes at a time. Each revision has one worker, which answers one observation after the other."""
+    queue: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """Requests that may wait for one of these; further ones are refused at once (429)."""
+    queue_timeout: Seconds = 10.0
+    """For so long; then they are refused, too (503)."""
+
+
 class SpaceSection(Section):
     """A space: `{discrete = 2}` or `{low = ..., high = ..., shape = [...]}`."""
 
@@ -143,6 +155,7 @@ class EnvironmentSection(Section):
     episode_interval: Annotated[float, Field(ge=0)] = 0.0
     """Seconds of rest before an episode that nobody waits for, so that a fast simulation doesn't keep a core busy for ever."""
     mqtt: MqttSection = MqttSection()
+    http: HttpSection = HttpSection()
     dataset: DatasetSection | None = None
     folder: str = ""
     """Where the agent's files are: `load_agent` notes it for the runner, nobody writes it."""
@@ -200,8 +213,21 @@ def _kind_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[
             yield "safe_action", 'required for kind "mqtt": { value = what the plant gets when the policy is late, wrong or dead }'
         if "devices" in table:
             yield "devices", 'not for kind "mqtt", whose devices announce themselves'
+    yield from _http_mistakes(table, safe_value)
     if kind == EnvironmentKind.PYTHON and safe_value is None and "action_space" not in table:
         yield "safe_action", 'required for kind "python" without an action_space: { value = the action when the policy has none }'
+
+
+def _http_mistakes(table: Mapping[str, Any], safe_value: Any) -> Iterator[tuple[str, str]]:
+    kind = table.get("kind")
+    if kind == EnvironmentKind.HTTP:
+        for key in ("devices", "max_steps", "episode_interval"):
+            if key in table:
+                yield key, 'not for kind "http", where each request is an episode of one step'
+        if table.get("safe_action") is not None and safe_value is None:
+            yield "safe_action.value", 'required for kind "http": the answer when the policy has none; without a safe_action it is an error'
+    elif kind in list(EnvironmentKind) and "http" in table:
+        yield "http", 'only for kind "http"'
 
 
 def space_record(section: SpaceSection | None) -> Space:

@@ -21,6 +21,10 @@ AgentdError
 │   └── PlantLost             device or network is gone
 ├── RunnerError               the runner process, and the way to it
 │   └── Fenced                a newer daemon owns this runner
+├── RequestError              an agent that is served over HTTP can't take a request
+│   ├── Overloaded            as many wait as may: later
+│   ├── Unanswered            its policy gave nothing, and there is no safe action
+│   └── FeedbackRefused       the episode has its feedback already, or takes none from outside
 ├── ReleaseError
 │   ├── IllegalTransition     the machine can't go there from here
 │   ├── StaleRelease          an operator's decision about a release that has moved on
@@ -176,6 +180,31 @@ class RunnerError(AgentdError):
 
 class Fenced(RunnerError):  # noqa: N818 - an event, named as it is spoken of
     """A daemon with a newer fencing token owns this runner."""
+
+
+class RequestError(AgentdError):
+    """A request to an agent that doesn't take it."""
+
+
+class Overloaded(RequestError):  # noqa: N818 - a state
+    """As many requests wait as may, or this one has waited for as long as it may. `full`: it was not even queued."""
+
+    def __init__(self, message: str, *, full: bool = True) -> None:
+        self.full = full
+        super().__init__(message)
+
+
+class Unanswered(RequestError):  # noqa: N818 - named as it is spoken of
+    """The policy gave no usable action, and the agent declares no safe one. `late`: it had all its time; `episode` has what went wrong."""
+
+    def __init__(self, message: str, *, late: bool = False, episode: str = "") -> None:
+        self.late = late
+        self.episode = episode
+        super().__init__(message)
+
+
+class FeedbackRefused(RequestError):  # noqa: N818 - named as it is spoken of
+    """An episode has its feedback already, or is judged by its agent's own feedback.py."""
 
 
 class ReleaseError(AgentdError):

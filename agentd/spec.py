@@ -34,6 +34,7 @@ from agentd.environment_spec import (
     space_record,
 )
 from agentd.errors import Mistake, SpecError
+from agentd.late_spec import late_mistakes
 from agentd.records import Goal, Metric, MetricRule, Mode, Parameter, ReleaseSettings, Source, WatchSettings
 from agentd.source import Entrypoint, check_entrypoint, make_source, read_files
 
@@ -43,6 +44,7 @@ __all__ = [
     "EnvironmentKind",
     "MqttSection",
     "SpaceSection",
+    "feedback_window",
     "is_unpaired",
     "load_agent",
     "metric_record",
@@ -50,6 +52,7 @@ __all__ = [
     "parse_rate",
     "parse_size",
     "release_settings",
+    "silent_score",
     "space_record",
     "watch_settings",
 ]
@@ -249,6 +252,10 @@ class ReleaseSection(Section):
     ramp: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_check_ramp)] = (0.05, 0.25, 0.5)
     step_pairs: Annotated[int, Field(ge=1)] = 2
     exposure: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    feedback_timeout: Duration | None = None
+    """`kind = "http"` without `[feedback]`: how long after an episode's end somebody may judge it (agentd.release.windows)."""
+    silent_score: float | None = None
+    """The score, in its declared range, of an episode that nobody judged in that time; the worst one, if it isn't said."""
     stratify: tuple[str, ...] = ()
     max_promotions: Rate = "24/day"
     """Of those that evidence decides: a candidate beyond them waits before its canary. An operator's are not limited."""
@@ -348,11 +355,10 @@ class AgentSpec(Section):
             yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
         if environment.get("kind") == EnvironmentKind.DATASET and "feedback" not in table:
             yield "feedback", 'required for kind "dataset": a function that compares the answer with the reference'
-        if _table(environment, "mqtt").get("begin") == "device" and _table(table, "release").get("goal") == Goal.NO_WORSE:
-            yield (
-                "release.goal",
-                'should be "better" with begin = "device": without pairs there is no anchor, and a margin ratchets down',
-            )
+        served = environment.get("kind") == EnvironmentKind.HTTP
+        if (served or _table(environment, "mqtt").get("begin") == "device") and _table(table, "release").get("goal") == Goal.NO_WORSE:
+            which = 'kind "http"' if served else 'begin = "device"'
+            yield "release.goal", f'should be "better" with {which}: without pairs there is no anchor, and a margin ratchets down'
         if "models" in table and "step_timeout" not in _table(table, "sandbox"):
             yield (
                 "sandbox.step_timeout",
@@ -361,8 +367,9 @@ class AgentSpec(Section):
         sandbox = _table(table, "sandbox")
         if sandbox.get("scope") == "code" and sandbox.get("min_isolation") == 0:
             yield "sandbox.min_isolation", 'should be at least 1 with scope = "code": its code parameters run locked down'
+        yield from late_mistakes(table)
         metrics = table.get("metrics")
-        if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table:
+        if isinstance(metrics, list) and len(metrics) > 1 and "feedback" not in table and not served:
             yield "feedback", "required for several metrics: a function that gives (score, text, {name: value})"
 
 
@@ -380,8 +387,20 @@ def watch_settings(spec: AgentSpec) -> WatchSettings:
 
 
 def is_unpaired(spec: AgentSpec) -> bool:
-    """Whether only the devices begin episodes, so that no two of them can be made a pair."""
-    return spec.environment.kind is EnvironmentKind.MQTT and spec.environment.mqtt.begin == "device"
+    """Whether only the devices, or who asks over HTTP, begin episodes, so that no two of them can be made a pair."""
+    environment = spec.environment
+    return environment.kind is EnvironmentKind.HTTP or (environment.kind is EnvironmentKind.MQTT and environment.mqtt.begin == "device")
+
+
+def feedback_window(spec: AgentSpec) -> float | None:
+    """Seconds after its end in which an episode may be judged; None where every episode is judged when it ends."""
+    return None if spec.release.feedback_timeout is None else parse_duration(spec.release.feedback_timeout)
+
+
+def silent_score(spec: AgentSpec) -> float:
+    """The score, in its declared range, of an episode that nobody judged in its window."""
+    declared = spec.release.silent_score
+    return metric_record(spec.metrics[0]).worst if declared is None else declared
 
 
 def release_settings(spec: AgentSpec) -> ReleaseSettings:
@@ -398,6 +417,7 @@ def release_settings(spec: AgentSpec) -> ReleaseSettings:
         step_pairs=release.step_pairs,
         stratify=release.stratify,
         exposure=release.exposure if is_unpaired(spec) else None,
+        silent_score=metric_record(spec.metrics[0]).normalised(silent_score(spec)),
         alpha=release.alpha,
         prune_after_pairs=release.prune.after_pairs,
         prune_below=release.prune.below,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from agentd.api.context import Context
+from agentd.api.idempotency import Answers
 
 AgentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Key = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,128}$", description="An id, or a unique prefix of one.")]
@@ -40,7 +41,9 @@ def page(items: Sequence[dict[str, Any]], limit: int) -> Response:
     return document({"items": list(items), "next": items[-1]["id"] if len(items) == limit else None})
 
 
-async def once(shared: Context, request: Request, key: str | None, work: Callable[[], Awaitable[Response]]) -> Response:
+async def once(
+    shared: Context, request: Request, key: str | None, work: Callable[[], Awaitable[Response]], *, answers: Answers | None = None
+) -> Response:
     """`work`, done once for an Idempotency-Key (see agentd.api.idempotency)."""
     fingerprint = request.method.encode() + b" " + request.url.path.encode() + b"\n" + await request.body()
-    return await shared.answers.once(key, fingerprint, work)
+    return await (answers or shared.answers).once(key, fingerprint, work)

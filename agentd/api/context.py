@@ -32,6 +32,8 @@ class Context:
     settings: DaemonSettings
     clock: Clock
     answers: Answers = field(default_factory=Answers)
+    acts: Answers = field(default_factory=Answers)
+    """Those to clients, who ask more often than operators decide, and must not push out what these were told."""
     streams: int = 0
     """Event streams that are open now; bounded by MAX_STREAMS."""
 
@@ -60,7 +62,7 @@ def _require(*roles: Role) -> Callable[[Request], Role]:
             detail = "a token is needed: `Authorization: Bearer ...` (`agentd token` prints it)"
             raise Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": 'Bearer realm="agentd"'})
         if role not in roles:
-            raise Problem(403, "forbidden", f"this needs the operator's token, not the {role}'s")
+            raise Problem(403, "forbidden", f"this needs the {roles[0]}'s token, not the {role}'s")
         return role
 
     return check
@@ -69,3 +71,4 @@ def _require(*roles: Role) -> Callable[[Request], Role]:
 Shared = Annotated[Context, Depends(context)]
 viewer = Depends(_require(Role.VIEWER, Role.OPERATOR))
 operator = Depends(_require(Role.OPERATOR))
+client = Depends(_require(Role.CLIENT, Role.OPERATOR))

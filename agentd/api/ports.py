@@ -54,6 +54,29 @@ class AgentStatus(Record, frozen=True):
     """What it may spend in a day on the models that it asks itself; None: it asks none."""
     models_remaining: float | None = None
     """What of that is left."""
+    windows: int = 0
+    """Episodes that may still be judged."""
+    windows_close_at: float | None = None
+    """When the oldest of these windows closes, Unix seconds."""
+
+
+class Acted(Record, frozen=True):
+    """The answer to a client's request. `safe`: it is the safe action; `episode` and `revision` are None where no policy was asked."""
+
+    episode: str | None
+    action: Value
+    revision: str | None = None
+    safe: bool = False
+
+
+class FeedbackReceipt(Record, frozen=True):
+    """What became of feedback that somebody gave. `evidence`: it came in time, so that the tests see it; `detail` says it in words."""
+
+    episode: str
+    score: float
+    normalised: float
+    evidence: bool
+    detail: str = ""
 
 
 class DaemonStatus(Record, frozen=True):
@@ -168,6 +191,18 @@ class Commands(Protocol):
 
     async def set_desired(self, agent: str, revision: str, *, who: str, reason: str = "") -> AgentStatus:
         """Serve a known revision from the next episode on: rollback or pin."""
+        ...
+
+    async def act(self, agent: str, observation: Value, *, client: str = "", instruction: str = "") -> Acted:
+        """Have a request answered by an agent that is served over HTTP.
+
+        Raises RequestError where it isn't, Overloaded or Unanswered where it can't be answered now, CodecError for an observation that is
+        outside its space.
+        """
+        ...
+
+    async def give_feedback(self, episode: str, score: float, *, text: str, metrics: Mapping[str, float], who: str) -> FeedbackReceipt:
+        """Say what an episode was worth. Raises DecodingError for scores that can't be, FeedbackRefused where it is judged already."""
         ...
 
     async def propose(self, agent: str, *, who: str) -> None:

@@ -20,6 +20,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: Mapping[type[Exception], int] = {
     errors.NotFound: 404,
     errors.Ambiguous: 409,
+    errors.RequestError: 409,
     errors.StaleRelease: 409,
     errors.IllegalTransition: 409,
     errors.ReleaseError: 409,
@@ -63,6 +64,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
 def from_error(error: errors.AgentdError) -> Problem:
     """What an error of agentd is over HTTP."""
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    if isinstance(error, errors.Overloaded | errors.Unanswered):
+        status = (429 if error.full else 503) if isinstance(error, errors.Overloaded) else (504 if error.late else 503)
     kind = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in type(error).__name__).strip("-")
     more: dict[str, Any] = {}
     headers: dict[str, str] = {}
@@ -75,7 +78,10 @@ def from_error(error: errors.AgentdError) -> Problem:
             more |= {"release": error.release, "phase": error.phase}
         case errors.BudgetExhausted():
             more |= {"limit": error.limit, "resets_at": error.resets_at}
-        case errors.StoreUnavailable() | errors.RunnerError():
+        case errors.Unanswered():
+            more["episode"] = error.episode or None
+            headers["Retry-After"] = "1"
+        case errors.StoreUnavailable() | errors.RunnerError() | errors.Overloaded():
             headers["Retry-After"] = "1"
     return Problem(status, kind, str(error), headers=headers, **more)
 

@@ -41,6 +41,7 @@ async def read_metrics(shared: Shared, request: Request) -> Response:
         if agent.state is not None:
             metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
             metrics.holds(agent.state)
+            metrics.windows(agent.name, agent.windows)
         if agent.budget_dollars is not None and agent.budget_remaining is not None:
             metrics.budget(agent.name, "optimizer", limit=agent.budget_dollars, remaining=agent.budget_remaining)
         if agent.models_dollars is not None and agent.models_remaining is not None:

@@ -1,4 +1,4 @@
-"""Who may do what: two tokens in the state directory, and the status page's cookie that is derived from them."""
+"""Who may do what: three tokens in the state directory, and the status page's cookie that is derived from them."""
 
 import enum
 import hashlib
@@ -16,17 +16,21 @@ _PREFIX = "agentd_"
 
 
 class Role(enum.StrEnum):
-    """VIEWER reads (episodes hold users' words, so reading needs it, too); OPERATOR also changes."""
+    """VIEWER reads (episodes hold users' words, so reading needs it, too); OPERATOR also changes, and may do whatever the others may.
+
+    CLIENT is for programs that use agents which are served over HTTP: it asks, and says what answers were worth, and reads nothing.
+    """
 
     VIEWER = "viewer"
     OPERATOR = "operator"
+    CLIENT = "client"
 
 
 class Tokens:
-    """The two tokens. Comparisons take the same time whatever is wrong with a guess."""
+    """The three tokens. Comparisons take the same time whatever is wrong with a guess."""
 
-    def __init__(self, operator: str, viewer: str) -> None:
-        self._tokens = {Role.OPERATOR: operator, Role.VIEWER: viewer}
+    def __init__(self, operator: str, viewer: str, client: str) -> None:
+        self._tokens = {Role.OPERATOR: operator, Role.VIEWER: viewer, Role.CLIENT: client}
 
     @classmethod
     def load_or_create(cls, state_directory: Path) -> Self:
@@ -35,7 +39,7 @@ class Tokens:
         Raises:
             AgentdError: a file can't be used, or others may read it.
         """
-        return cls(*(_load_or_create(token_path(state_directory, role)) for role in (Role.OPERATOR, Role.VIEWER)))
+        return cls(*(_load_or_create(token_path(state_directory, role)) for role in (Role.OPERATOR, Role.VIEWER, Role.CLIENT)))
 
     def role(self, token: str) -> Role | None:
         """Whose token it is."""

@@ -101,11 +101,11 @@ def summary_view(summary: EpisodeSummary) -> dict[str, Any]:
     return view
 
 
-def episode_view(episode: Episode, feedback: Feedback | None) -> dict[str, Any]:
-    """An episode with its steps and feedback; its trace has a route of its own."""
+def episode_view(episode: Episode, feedback: Feedback | None, awaits_until: float | None) -> dict[str, Any]:
+    """An episode with its steps and feedback (until when one is awaited); its trace has a route of its own."""
     view: dict[str, Any] = plain(msgspec.structs.replace(episode, trace=None))
     del view["trace"]
-    return view | {"feedback": plain(feedback)}
+    return view | {"feedback": plain(feedback), "awaits_until": awaits_until}
 
 
 def trace_view(content: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Wait = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
-    for verb in (propose, submit, approve, promote, abort, retry, rollback, pin):
+    for verb in (propose, submit, approve, promote, abort, retry, rollback, pin, feedback):
         app.command(rich_help_panel="Decide")(verb)
     app.command(rich_help_panel="Account")(forget)
     app.command("import", rich_help_panel="Decide")(import_)
@@ -255,3 +255,32 @@ def pin(
 ) -> None:
     """Serve this revision from the next episode on, whatever served before."""
     _serve(agent, revision, reason, where, json=json)
+
+
+@where_to_ask
+def feedback(
+    episode: Annotated[str, typer.Argument(help="The episode's id, or its beginning.")],
+    score: Annotated[float, typer.Argument(help="What it was worth, in the declared range.")],
+    *,
+    message: Annotated[str, typer.Option("--message", "-m", help="In words: what an optimizer can learn from.")] = "",
+    metric: Annotated[list[str] | None, typer.Option(help="A further metric, as name=value; again for the next.")] = None,
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Say what an episode was worth, of an agent whose episodes are judged later. After its window it is kept, but is no evidence."""
+    metrics = dict(_metric(text) for text in metric or ())
+
+    async def work(client: "Client") -> int:
+        receipt = await client.feedback(episode, score, text=message, metrics=metrics)
+        counts = "counts" if receipt["evidence"] else "does not count"
+        return views.tell(receipt, f"the feedback on {receipt['episode']} {counts}: {receipt['detail']}", json=json)
+
+    change(where, work)
+
+
+def _metric(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise typer.BadParameter(f'should be name=value such as cost=0.5, not "{text}"', param_hint="--metric") from None

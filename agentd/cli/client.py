@@ -204,6 +204,16 @@ class Client:
         """Erase episodes: `erased` says how many, `overwritten` whether their bytes are gone from the database's files too."""
         return await self._post(f"/agents/{agent}/forget", device=device, episodes=list(episodes), reason=reason)
 
+    async def act(self, agent: str, observation: Any, *, device: str = "", instruction: str = "") -> JSON:
+        """Ask an agent that is served over HTTP. Safe against being sent twice."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        body = {"observation": observation, "device": device, "instruction": instruction}
+        return await self._request("POST", f"/agents/{agent}/episodes", json=body, headers=headers)
+
+    async def feedback(self, episode: str, score: float, *, text: str = "", metrics: Mapping[str, float] | None = None) -> JSON:
+        """Say what an episode was worth; `evidence` tells whether that came in time."""
+        return await self._post(f"/episodes/{episode}/feedback", score=score, text=text, metrics=dict(metrics or {}))
+
     async def propose(self, agent: str) -> JSON:
         """Ask the optimizer for a proposal now."""
         return await self._post(f"/agents/{agent}/proposals")

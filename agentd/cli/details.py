@@ -125,7 +125,7 @@ def _episode(out: Console, episode: JSON) -> None:
         ("duration", f"{episode['duration']:.2f} s, {len(episode['steps'])} ticks"),
         ("outcome", show.word(episode["outcome"])),
         ("score", show.number(judged.get("score"))),
-        ("feedback", judged.get("text") or judged.get("failed") or "none"),
+        ("feedback", judged.get("text") or judged.get("failed") or show.awaited(episode["awaits_until"]) or "none"),
         ("error", episode["error"] or episode["reason"] or "none"),
     ]
     out.print(show.text(f"episode {episode['id']}", "bold"))

@@ -77,7 +77,7 @@ def check(
 def new(
     name: Annotated[str, typer.Argument(help="The agent's name, and its folder's.")],
     *,
-    template: Annotated[str, typer.Option(help="blank, or a ready agent such as cartpole to start from.")] = "blank",
+    template: Annotated[str, typer.Option(help="blank, served (an agent behind HTTP), or a ready agent such as cartpole.")] = "blank",
     into: Annotated[Path, typer.Option("--into", help="The folder to write it into.")] = Path(),
 ) -> None:
     """Write a new agent's folder: agent.toml, controller.py, feedback.py."""
@@ -147,21 +147,24 @@ def optimize(
 def token(
     *,
     viewer: Annotated[bool, typer.Option("--viewer", help="The token that can only read.")] = False,
+    client: Annotated[bool, typer.Option("--client", help="The token that can only ask agents served over HTTP, and judge.")] = False,
     link: Annotated[bool, typer.Option("--link", help="A link to the status page that needs no typing.")] = False,
     config: Config = None,
     state: State = None,
 ) -> None:
-    """Print the operator's token (or the viewer's), which the daemon made at its first start."""
+    """Print the operator's token (or the viewer's, or the client's), which the daemon made at its first start."""
 
     async def work() -> int:
         from agentd.api.tokens import Role, read_token, token_path  # noqa: PLC0415 - with the settings
 
         where = Where(config, state)
         if link:
-            async with where.client() as client:
-                typer.echo(client.page_url)
+            async with where.client() as daemon:
+                typer.echo(daemon.page_url)
             return GOOD
-        role = Role.VIEWER if viewer else Role.OPERATOR
+        if viewer and client:
+            raise UsageMistake("give one of --viewer and --client")
+        role = Role.VIEWER if viewer else Role.CLIENT if client else Role.OPERATOR
         directory = where.settings().state_directory
         found = read_token(directory, role)
         if found is None:

@@ -92,7 +92,8 @@ class StoreReader:
 
     async def episode(self, episode: str) -> JSON:
         found = await self._store.episode(episode)
-        return views.episode_view(found, await self._store.feedback(found.id))
+        summary = await self._store.summary(found.id)
+        return views.episode_view(found, await self._store.feedback(found.id), summary.awaits_until)
 
     async def trace(self, episode: str) -> JSON:
         content = await self._store.trace(episode)

@@ -20,7 +20,7 @@ from agentd.hosting.services import open_services
 from agentd.observability.logs import configure_logging
 from agentd.records import Source
 from agentd.settings import DaemonSettings
-from agentd.spec import AgentSpec, load_agent
+from agentd.spec import AgentSpec, EnvironmentKind, load_agent
 
 INTERRUPTED = 130
 
@@ -37,6 +37,8 @@ class Options:
 async def optimize(agent: str, settings: DaemonSettings, options: Options) -> int:
     """Optimize, show it, and return the exit code. Raises AgentdError where it can't begin."""
     spec, source = _load(agent, settings)
+    if spec.environment.kind is EnvironmentKind.HTTP:
+        raise UsageMistake(f'{spec.agent.name} has no environment to be run in: kind "http" waits for its clients, so `agentd run` it')
     if options.models:
         spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"models": options.models})})
         if spec.models is not None and not spec.models.names:

@@ -59,6 +59,47 @@ BLANK = {
         ''',
 }
 
+SERVED = {
+    "agent.toml": """\
+        schema = 1
+
+        [agent]
+        name = "{name}"
+        entrypoint = "policy:Policy"
+        objective = "Say here, in words, what a good answer is."
+        mode = "advise"          # observe: record only; advise: propose, a person promotes; release: by itself
+
+        [environment]
+        kind = "http"            # POST /api/v1/agents/{name}/episodes asks it, with the token of `agentd token --client`
+
+        [[metrics]]
+        name = "score"           # POST /api/v1/episodes/EPISODE/feedback tells it later, or `agentd feedback EPISODE SCORE`
+        range = [0.0, 1.0]
+
+        [release]
+        feedback_timeout = "48h" # how long after an answer somebody may judge it
+        silent_score = 0.0       # what an answer counts that nobody judged in that time
+        max_duration = "14d"
+
+        [sandbox]
+        step_timeout = "5s"      # what the policy has for an answer
+        """,
+    "policy.py": '''\
+        """The policy: from a request to its answer. What agentd may change is marked as trainable."""
+
+        from agentd.trace import bundle, model
+
+
+        @model
+        class Policy:
+            @bundle(trainable=True)
+            def act(self, observation):
+                """Greets by name."""
+                return "Hello, " + observation["name"]
+        ''',
+}
+TEMPLATES = {"blank": BLANK, "served": SERVED}
+
 
 def write(name: str, template: str, into: Path) -> Path:
     """Write the folder `into/name`; returns it.
@@ -71,15 +112,15 @@ def write(name: str, template: str, into: Path) -> Path:
     folder = into / name
     if folder.exists():
         raise UsageMistake(f"{folder} is there already")
-    if template == "blank":
+    if template in TEMPLATES:
         folder.mkdir(parents=True)
-        for file, content in BLANK.items():
+        for file, content in TEMPLATES[template].items():
             (folder / file).write_text(dedent(content).format(name=name), encoding="utf-8")
         return folder
     try:
         model = ready.find(template)
     except SourceError as error:
-        raise UsageMistake(f"{error}, or blank") from error
+        raise UsageMistake(f"{error}, or {', or '.join(TEMPLATES)}") from error
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("__pycache__"))
     spec = folder / "agent.toml"
     spec.write_text(re.sub(r'(?m)^name = ".*"$', f'name = "{name}"', spec.read_text(encoding="utf-8"), count=1), encoding="utf-8")

@@ -168,6 +168,9 @@ def print_agent(out: Console, agent: JSON) -> None:
     ]
     if agent.get("models_dollars") is not None:
         facts.append(("models", f"{agent['models_remaining']:.2f} of {agent['models_dollars']:g} dollars a day are left"))
+    if agent.get("windows"):
+        closes = when(agent["windows_close_at"])
+        facts.append(("feedback", f"{agent['windows']} episodes may still be judged; the oldest window closes {closes}"))
     if agent["runner_session"]:
         runner = f"pid {agent['runner_pid']}, session {agent['runner_session']}{', adopted' if agent['runner_adopted'] else ''}"
         facts += [
@@ -214,6 +217,11 @@ def releases_table(releases: Iterable[JSON]) -> Table:
     return table(heads, rows, right=("pairs", "difference", "e-value"))
 
 
+def awaited(until: float | None) -> str:
+    """That somebody may still judge an episode; empty where nobody is waited for."""
+    return "" if until is None else f"may be judged until {when(until)}"
+
+
 def episodes_table(episodes: Iterable[JSON]) -> Table:
     """A line for each episode."""
     rows = [
@@ -228,7 +236,7 @@ def episodes_table(episodes: Iterable[JSON]) -> Table:
             episode["ticks"],
             number(episode["score"]),
             episode["safe_actions"] or "",
-            episode["error"] or episode["feedback"] or episode["reason"],
+            episode["error"] or episode["feedback"] or episode["reason"] or awaited(episode["awaits_until"]),
         )
         for episode in episodes
     ]

@@ -45,10 +45,16 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An episode that the device began by itself: its id on the device, and the first observation."""
+    """An episode that the device began by itself: its id on the device, and the first observation.
+
+    `waits`: a client's request. It may wait for a worker, its id is the episode's own, and `client` is the device that the episode names.
+    """
 
     episode: str
     first: Transition
+    waits: bool = False
+    client: str = ""
+    instruction: str = ""
 
 
 @runtime_checkable

@@ -5,10 +5,12 @@ import random
 from pathlib import Path
 
 from agentd.clock import Clock
+from agentd.environment_spec import EnvironmentSection
 from agentd.environments.contract import Environment
 from agentd.environments.spaces import fit
 from agentd.errors import PlantError
-from agentd.spec import AgentSpec, EnvironmentKind, space_record
+from agentd.records import Space, Value
+from agentd.spec import AgentSpec, EnvironmentKind, parse_duration, space_record
 
 
 def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock: Clock, generator: random.Random) -> Environment:
@@ -33,26 +35,12 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
             clock=clock,
         )
     spaces = (space_record(section.observation_space), space_record(section.action_space))
-    if section.kind is EnvironmentKind.DATASET:
-        if section.dataset is None:
-            raise PlantError("[environment.dataset] is missing: the file with the cases")
-        from agentd.environments.dataset import make_dataset
+    if section.kind is EnvironmentKind.HTTP:
+        from agentd.environments.http import HttpEnvironment
 
-        return make_dataset(section.dataset, Path(section.folder), devices=section.devices, spaces=spaces, clock=clock)
-    if section.kind is EnvironmentKind.PYTHON:
-        if section.entrypoint is None:
-            raise PlantError("[environment] entrypoint is missing: a class or a function of the agent's folder")
-        from agentd.environments.python import make_python
-
-        return make_python(
-            section.entrypoint,
-            Path(section.folder),
-            args=section.args,
-            devices=section.devices,
-            spaces=spaces,
-            safe_action=safe_action,
-            clock=clock,
-        )
+        return HttpEnvironment(section, spaces, step_timeout=parse_duration(spec.sandbox.step_timeout), clock=clock, generator=generator)
+    if section.kind is not EnvironmentKind.MQTT:
+        return _of_this_folder(section, spaces, safe_action, clock)
     address = section.mqtt.broker or broker
     if address is None:
         raise PlantError("no MQTT broker: set [environment.mqtt] broker, or the daemon's")
@@ -80,3 +68,25 @@ def make_environment(spec: AgentSpec, *, session: str, broker: str | None, clock
     from agentd.environments.mqtt import MqttEnvironment
 
     return MqttEnvironment(**options)
+
+
+def _of_this_folder(section: EnvironmentSection, spaces: tuple[Space, Space], safe_action: Value, clock: Clock) -> Environment:
+    if section.kind is EnvironmentKind.DATASET:
+        if section.dataset is None:
+            raise PlantError("[environment.dataset] is missing: the file with the cases")
+        from agentd.environments.dataset import make_dataset
+
+        return make_dataset(section.dataset, Path(section.folder), devices=section.devices, spaces=spaces, clock=clock)
+    if section.entrypoint is None:
+        raise PlantError("[environment] entrypoint is missing: a class or a function of the agent's folder")
+    from agentd.environments.python import make_python
+
+    return make_python(
+        section.entrypoint,
+        Path(section.folder),
+        args=section.args,
+        devices=section.devices,
+        spaces=spaces,
+        safe_action=safe_action,
+        clock=clock,
+    )

@@ -8,8 +8,8 @@ from random import Random
 
 import structlog
 
-from agentd.api.ports import AgentStatus
-from agentd.errors import AgentdError, RunnerError, SandboxError, StoreUnavailable, leaves
+from agentd.api.ports import Acted, AgentStatus
+from agentd.errors import AgentdError, RequestError, RunnerError, SandboxError, StoreUnavailable, leaves
 from agentd.hosting import telling
 from agentd.hosting.holds import Holds
 from agentd.hosting.improver import Improver, budget_limits
@@ -22,11 +22,12 @@ from agentd.hosting.services import Services
 from agentd.hosting.sources import known_or_first, take_up
 from agentd.hosting.verbs import Verbs
 from agentd.hosting.watching import Watcher
+from agentd.hosting.windows import Windows
 from agentd.opto.process import OptimizerProcess
-from agentd.records import Event, Parameter, Phase, Release, ReleaseKind, Source, Verdict, make_revision
+from agentd.records import Event, Parameter, Phase, Release, ReleaseKind, Source, Value, Verdict, make_revision
 from agentd.release import machine
 from agentd.runners.local import Counted, DevicesChanged, Finished, Happened, LocalRunner, Log, Lost
-from agentd.spec import AgentSpec, metric_record, watch_settings
+from agentd.spec import AgentSpec, EnvironmentKind, metric_record, parse_duration, watch_settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,6 +35,8 @@ STORE_DELAY = 2.0
 """Seconds until a store that could not be written is tried again: that costs nothing, and nothing is learned before it works."""
 LAST_EPISODES = 2.0
 """Seconds for judging what a runner handed over at its end."""
+ASK_MARGIN = 30.0
+"""Seconds beyond its own limits after which a runner that hasn't answered a request is as good as dead."""
 DETAIL_LIMIT = 4000
 STARTING = "starting"
 RESTART_DELAYS = (0.2, 1.0, 5.0, 15.0, 60.0)
@@ -142,6 +145,7 @@ class HostedAgent:
                 chores = [
                     tasks.create_task(self._listen(runner, parts), name=f"{self.name}: listen"),
                     tasks.create_task(parts.intake.run(judge, runner), name=f"{self.name}: learn"),
+                    tasks.create_task(parts.intake.windows.run(), name=f"{self.name}: windows"),
                     tasks.create_task(parts.releases.conduct(), name=f"{self.name}: releases"),
                     tasks.create_task(parts.improver.run(), name=f"{self.name}: improve"),
                 ]
@@ -205,6 +209,8 @@ class HostedAgent:
             await self._end_what_disagrees(keeper)
             unfinished = await keeper.store.releases(self.name, active=True, limit=100)
             releases.restore(tuple(reversed(unfinished)), keeper.state.release)
+            await releases.recall()
+            await parts.intake.windows.restore()
             needed = {stable.id, releases.current.candidate if releases.current else stable.id}
             for left in set(runner.loaded) - needed:
                 await runner.retire(left)  # of a release that the daemon before died at the end of
@@ -336,8 +342,36 @@ class HostedAgent:
 
     def _working(self) -> "_Parts":
         if self._parts is None or not self._served:
-            raise RunnerError(f"agent {self.name} is not up: {self._problem}")
+            raise RunnerError(f"agent {self.name} is not up: {self._problem or STARTING}")
         return self._parts
+
+    # --- what clients ask for ------------------------------------------------------------------------------------------
+
+    async def act(self, observation: Value, *, client: str, instruction: str) -> Acted:
+        """Have a request answered. Raises RequestError, CodecError; RunnerError while the agent is not up."""
+        environment = self.spec.environment
+        if environment.kind is not EnvironmentKind.HTTP:
+            raise RequestError(f"agent {self.name} takes no requests: its [environment] kind is {environment.kind}, not http")
+        parts, runner = self._working(), self._runner
+        if runner is None:
+            raise RunnerError(f"agent {self.name} is not up: {self._problem}")
+        sandbox = self.spec.sandbox
+        limit = environment.http.queue_timeout + parse_duration(sandbox.step_timeout) + parse_duration(sandbox.load_timeout) + ASK_MARGIN
+        answered = await runner.ask(observation, client=client, instruction=instruction, limit=limit)
+        if answered.episode:
+            parts.intake.expect(answered.episode)
+        return Acted(episode=answered.episode or None, action=answered.action, revision=answered.revision or None, safe=answered.safe)
+
+    @property
+    def windows(self) -> Windows | None:
+        """Its episodes that are judged later; None before its state is known."""
+        return None if self._parts is None else self._parts.intake.windows
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether clients may know episodes of it that it has not taken in yet."""
+        served = self.spec.environment.kind is EnvironmentKind.HTTP
+        return served and (self._parts is None or self._runner is None or self._parts.intake.behind)
 
     # --- what operators ask for --------------------------------------------------------------------------------------
 
@@ -390,6 +424,8 @@ class HostedAgent:
             runner_adopted=runner.adopted if runner else False,
             episodes=parts.intake.count if parts else 0,
             recent=tuple(parts.intake.recent) if parts else (),
+            windows=parts.intake.windows.waiting if parts else 0,
+            windows_close_at=parts.intake.windows.next_close if parts else None,
             optimizer=parts.improver.status if parts else "idle",
             **budgets(self.spec, self._services),
         )

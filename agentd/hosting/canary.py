@@ -1,14 +1,15 @@
 """The pairs of a canary: drawn, committed, sent to the runner, and made into evidence when both halves have been judged."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agentd.hosting.keeper import Keeper
 from agentd.records import MODELS_LOST, Episode, Feedback, Metric, Outcome, Pair, PairPlan, Purpose, Release, Role, Single
 from agentd.release import fleet, machine
 from agentd.runners.local import DeviceState, LocalRunner
-from agentd.spec import metric_record
+from agentd.spec import EnvironmentKind, feedback_window, metric_record
 
+REQUESTS_AHEAD = 8  # the same where clients begin several episodes at once
 PLANS_AHEAD = 2  # per device: the next pair is there when the last ends, and little is lost when a verdict comes
 GUARDRAILS = {
     "deadline": "its answers came late",
@@ -33,6 +34,11 @@ class Canary:
         self._keeper = keeper
         self._lease = lease
         self._open: dict[str, PairPlan] = {}
+        self._earlier: dict[str, PairPlan] = {}
+        """Plans for single episodes that were drawn before a restart: some were run, and their episodes are on their way."""
+        self._ahead = REQUESTS_AHEAD if keeper.spec.environment.kind is EnvironmentKind.HTTP else PLANS_AHEAD
+        self.count_waiting: Callable[[str], int] = lambda _: 0
+        """How many judged or silent episodes of a release wait for their turn."""
         self._halves: dict[str, dict[Role, tuple[Episode, Feedback]]] = {}
         self._metrics: tuple[Metric, ...] = tuple(metric_record(section) for section in keeper.spec.metrics[1:])
         self.devices: Mapping[str, DeviceState] = {}
@@ -51,7 +57,12 @@ class Canary:
     def forget(self, plan: str) -> PairPlan | None:
         """Forget one pair, and return it if it was under way."""
         self._halves.pop(plan, None)
-        return self._open.pop(plan, None)
+        earlier = self._earlier.pop(plan, None)
+        return self._open.pop(plan, None) or earlier
+
+    def recall(self, plans: Iterable[PairPlan]) -> None:
+        """Single episodes of these plans still count, though another life has drawn them: their clients have their answers."""
+        self._earlier = {plan.id: plan for plan in plans if plan.probability is not None}
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -61,26 +72,36 @@ class Canary:
         for device in fleet.exposed(release):
             if device in self.devices:
                 open_here = sum(plan.device == device for plan in self._open.values())
-                for _ in range(PLANS_AHEAD - open_here):
-                    await self._draw(release, device, runner)
+                plans = [self._draw(release, device) for _ in range(min(self._ahead - open_here, self._wanted(release)))]
+                if plans:
+                    await self._keeper.commit(*plans)  # committed before anything is run
+                for plan in plans:
+                    self._open[plan.id] = plan
+                    await runner.pair(plan, self._lease)
 
-    async def _draw(self, release: Release, device: str, runner: LocalRunner) -> None:
+    def _wanted(self, release: Release) -> int:
+        """How many more plans are of use: where feedback comes later, `max_pairs` may be under way long before it is seen."""
+        if feedback_window(self._keeper.spec) is None:
+            return self._ahead
+        return machine.missing(release, len(self._open) + self.count_waiting(release.id))
+
+    def _draw(self, release: Release, device: str) -> PairPlan:
         keeper = self._keeper
         name, now, chance = keeper.new_id(), keeper.clock.time(), keeper.random.random()
         if release.settings.exposure is not None:
-            plan = machine.draw_single(release, id=name, device=device, chance=chance, at=now)
-        else:
-            seed = keeper.random.getrandbits(31) if self.devices[device].seedable else None
-            plan = machine.draw_pair(release, id=name, device=device, seed=seed, flip=chance < 0.5, at=now)
-        await keeper.commit(plan)  # committed before anything is run
-        self._open[plan.id] = plan
-        await runner.pair(plan, self._lease)
+            return machine.draw_single(release, id=name, device=device, chance=chance, at=now)
+        seed = keeper.random.getrandbits(31) if self.devices[device].seedable else None
+        return machine.draw_pair(release, id=name, device=device, seed=seed, flip=chance < 0.5, at=now)
+
+    def ended(self, episode: Episode) -> PairPlan | None:
+        """The plan for a single episode that this one was run for; it is under way no longer. None for an episode like any other."""
+        return self.forget(episode.pair or "")
 
     # --- evidence ----------------------------------------------------------------------------------------------------
 
     def take(self, episode: Episode, feedback: Feedback) -> Pair | Single | LostPair | None:
         """Take in one half of a pair, or a single episode; what is whole is evidence, or to be drawn again."""
-        plan = self._open.get(episode.pair or "")
+        plan = self._open.get(episode.pair or "") or self._earlier.get(episode.pair or "")
         if plan is None or episode.purpose not in {Purpose.PAIR, Purpose.UNSOLICITED}:
             return None  # of an earlier life or an ended release: an episode like any other
         halves = self._halves.setdefault(plan.id, {})
@@ -110,7 +131,7 @@ class Canary:
             metrics={metric.name: (_further(metric, reference, expected), _further(metric, candidate, found)) for metric in self._metrics},
             reference_aborted=reference.outcome is Outcome.ABORTED,
             candidate_aborted=candidate.outcome is Outcome.ABORTED,
-            guardrail=_violated(candidate),
+            guardrail=violated(candidate),
             at=self._keeper.clock.time(),
         )
 
@@ -127,7 +148,7 @@ class Canary:
             probability=probability,
             score=feedback.normalised,
             aborted=episode.outcome is Outcome.ABORTED,
-            guardrail=_violated(episode) if candidate else "",
+            guardrail=violated(episode) if candidate else "",
             at=self._keeper.clock.time(),
             metrics={metric.name: _further(metric, episode, feedback) for metric in self._metrics},
         )
@@ -142,7 +163,7 @@ def _worthless(lost: Episode, *, first: bool) -> str:
     return "" if lost.steps else f"the plant was lost before the first action: {lost.reason}"
 
 
-def _violated(candidate: Episode) -> str:
+def violated(candidate: Episode) -> str:
     """The guardrail that the candidate violated in this episode, and how; empty if it did not."""
     guardrail = GUARDRAILS.get(candidate.reason) if candidate.outcome is Outcome.ABORTED else None
     if guardrail is None:

@@ -10,8 +10,9 @@ from agentd.hosting.judge import Judge
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.hosting.watching import Watcher
+from agentd.hosting.windows import Windows
 from agentd.observability.metrics import Metrics
-from agentd.records import Episode, Feedback, Outcome, Purpose, Role
+from agentd.records import Episode, Feedback, Outcome, Purpose, Role, Window
 from agentd.runners.local import LocalRunner
 
 EPISODES_AHEAD = 64
@@ -22,6 +23,7 @@ class Intake:
     """The episodes of one agent, each taken in once, in the order in which they ended."""
 
     def __init__(self, keeper: Keeper, releases: Releases, watcher: Watcher, improver: Improver, metrics: Metrics) -> None:
+        self.windows = Windows(keeper, releases, watcher, metrics, self._judged)
         self._keeper = keeper
         self._releases = releases
         self._watcher = watcher
@@ -53,9 +55,10 @@ class Intake:
         while True:
             episode = await self._episodes.get()
             if not await self._is_known(episode):
-                feedback = await judge.judge(episode)
-                await self._take_in(episode, feedback)
+                late = self.windows.used and episode.outcome is Outcome.FINISHED
+                await self._take_in(episode, None if late else await judge.judge(episode))
                 self._taken.append(episode.id)
+            self.windows.arrived(episode.id)
             await runner.acknowledge(episode.id)
             self._episodes.task_done()
 
@@ -66,37 +69,50 @@ class Intake:
         if self._resent <= 0:
             return False
         self._resent -= 1
+        store = self._keeper.store
         with contextlib.suppress(NotFound):
-            await self._keeper.store.summary(episode.id)
+            # where there are windows, an episode without one may be in the store and nowhere else
+            await (store.window(episode.id) if self.windows.used else store.summary(episode.id))
             return True
         return False
 
-    async def _take_in(self, episode: Episode, feedback: Feedback) -> None:
-        """One finished episode: kept, shown, and weighed."""
+    @property
+    def behind(self) -> bool:
+        """Whether episodes that an earlier connection brought may still come."""
+        return self._resent > 0
+
+    def expect(self, episode: str) -> None:
+        """A client has got the answer of this episode."""
+        if episode not in self._taken:
+            self.windows.expect(episode)
+
+    async def _take_in(self, episode: Episode, feedback: Feedback | None) -> None:
+        """One finished episode: kept, shown, and weighed, now or when its window lets it."""
         keeper = self._keeper
         await keeper.store.add_episode(episode, feedback, regime=keeper.state.regime)
         self.count += 1
         self._metrics.episode(episode, feedback)
-        if episode.role is Role.STABLE and episode.revision == keeper.state.stable and not feedback.failed:
-            self.recent.append(feedback.normalised)
         keeper.bus.publish(
             keeper.event(
                 "episode.finished",
-                f"{episode.role} {episode.outcome}, score {feedback.score:.3f}",
+                f"{episode.role} {episode.outcome}" + ("" if feedback is None else f", score {feedback.score:.3f}"),
                 episode=episode.id,
                 device=episode.device,
                 role=str(episode.role),
                 purpose=str(episode.purpose),
                 revision=episode.revision,
                 outcome=str(episode.outcome),
-                score=feedback.score,
-                normalised=feedback.normalised,
+                score=None if feedback is None else feedback.score,
+                normalised=None if feedback is None else feedback.normalised,
                 ticks=len(episode.steps),
                 safe_actions=episode.safe_actions,
-                feedback=feedback.text[:300],
-                failed=feedback.failed,
+                feedback="" if feedback is None else feedback.text[:300],
+                failed="" if feedback is None else feedback.failed,
             )
         )
+        if feedback is None or (self.windows.used and episode.outcome is not Outcome.LOST):
+            await self.windows.open(episode, feedback)
+            return
         if episode.outcome is not Outcome.LOST:
             if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
                 await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
@@ -105,7 +121,14 @@ class Intake:
             await self._releases.observe(episode, feedback)
             if self._is_watched(episode, feedback):
                 await self._watcher.observe(feedback.normalised)
-        if keeper.state.improving:
+        self._judged(episode, feedback)
+
+    def _judged(self, episode: Episode | Window, feedback: Feedback) -> None:
+        """What is known of an episode once it is judged and weighed."""
+        state = self._keeper.state
+        if episode.role is Role.STABLE and episode.revision == state.stable and not feedback.failed:
+            self.recent.append(feedback.normalised)
+        if state.improving:
             self._improver.wake()
 
     def _is_watched(self, episode: Episode, feedback: Feedback) -> bool:

@@ -11,13 +11,13 @@ from agentd.clock import Clock
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze
 from agentd.ids import make_id
-from agentd.records import AgentState, Event, Pair, PairPlan, Proposal, Provenance, Release, Revision, Single, Source
+from agentd.records import AgentState, Event, Feedback, Pair, PairPlan, Proposal, Provenance, Release, Revision, Single, Source, Window
 from agentd.spec import AgentSpec
 from agentd.store.contract import Store
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-Durable = Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single
+Durable = Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single | Window | Feedback
 
 
 class Keeper:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -30,6 +30,7 @@ from agentd.records import (
     Source,
     Value,
     Verdict,
+    Window,
 )
 from agentd.release import evidence as weighing
 from agentd.release import fleet, machine, watch
@@ -119,6 +120,12 @@ class Releases:
         self._queue.restore(tuple(release for release in releases if release.id != current))
         self.current = next((release for release in releases if release.id == current), None)
         self.wake()
+
+    async def recall(self) -> None:
+        """Count single episodes of the release in progress that an earlier life drew, and that are not taken in yet."""
+        release = self.current
+        if release is not None and release.settings.exposure is not None:
+            self.canary.recall(await self._keeper.store.plans(release.id))
 
     async def values_of(self, revision: str) -> dict[str, Value]:
         """The values of `revision` that differ from its source's defaults."""
@@ -260,17 +267,31 @@ class Releases:
             case LostPair(plan=plan, reason=reason):
                 await self.lose(plan, reason)
 
-    async def _weigh(self, pair: Pair | Single) -> None:
+    async def enter(self, single: Single, *also: Window | Feedback) -> bool:
+        """Weigh a single episode whose turn has come, in one commit with `also`. The caller holds `deciding`.
+
+        False, with nothing committed, where its release is over or held.
+        """
+        return self.current is not None and not self._held(self.current) and await self._weigh(single, *also)
+
+    async def foresee(self, waiting: Sequence[Single]) -> None:
+        """End the release in progress if what waits for its turn violates a guardrail. The caller holds `deciding`."""
+        release = self.current
+        verdict = None if release is None or self._held(release) else machine.foresee(release, waiting)
+        if release is not None and verdict is not None:
+            await self.finish(release, verdict)
+
+    async def _weigh(self, pair: Pair | Single, *also: Window | Feedback) -> bool:
         release = self.current
         if release is None or release.id != pair.release or release.phase not in CANARY | {Phase.PAUSED}:
-            return
+            return False
         advanced, verdict = machine.observe(release, pair, at=pair.at)
         event = telling.weighed(self._keeper, advanced, pair)
         alone = len(fleet.withdrawn(advanced)) > len(fleet.withdrawn(release))
         told = [telling.withdrawn(self._keeper, advanced, pair)] if alone else []
         if advanced.phase is not release.phase:
             told.append(telling.changed(self._keeper, advanced))  # confirmation begins
-        events = await self._keeper.commit(advanced, pair, *told)
+        events = await self._keeper.commit(advanced, pair, *told, *also)
         self.current = advanced
         self._keeper.bus.publish(event)  # evidence is in the store as a Pair; the event is only for those who watch now
         if alone:
@@ -281,6 +302,7 @@ class Releases:
             await self.finish(advanced, verdict)
         else:
             self.wake()
+        return True
 
     async def lose(self, pair: str, reason: str) -> None:
         """A pair gave no evidence (the plant was lost before the first action, the judge failed, the lease ran out): draw it again.

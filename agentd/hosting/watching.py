@@ -4,7 +4,7 @@ from agentd.hosting.improver import Improver
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.hosting.sources import comparable
-from agentd.records import Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings
+from agentd.records import Feedback, Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings, Window
 from agentd.release import machine, watch
 
 COMMIT_EVERY = 10
@@ -25,27 +25,27 @@ class Watcher:
         self._asked = 0
         """Probes of this alarm that a guardrail ended."""
 
-    async def observe(self, normalised: float) -> None:
-        """The Shiryaev-Roberts watch on the stable revision, the first included."""
+    async def observe(self, normalised: float, *also: Window | Feedback) -> None:
+        """The Shiryaev-Roberts watch on the stable revision, the first included. `also` is committed together with it."""
         keeper = self._keeper
         before = keeper.state.watch or watch.begin(keeper.state.stable)
         after, alarmed = watch.observe(before, normalised, settings=self._settings)
         here = (keeper.state.stable, keeper.state.regime)
         if watch.survived(after, self._settings) and here not in keeper.state.good and self._is_back(after):
-            await self._held(after, (*keeper.state.good, here)[-20:])
+            await self._held(after, (*keeper.state.good, here)[-20:], *also)
         elif alarmed:
-            await self._alarm(after)
+            await self._alarm(after, *also)
         else:
             self._unsaved += 1
-            if self._unsaved >= COMMIT_EVERY or (before.bound is None) != (after.bound is None):
+            if also or self._unsaved >= COMMIT_EVERY or (before.bound is None) != (after.bound is None):
                 self._unsaved = 0
-                await keeper.commit(watch=after)
+                await keeper.commit(*also, watch=after)
             else:
                 keeper.amend(watch=after)
         if keeper.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving:
             await self._improver.start(f"an episode scored {normalised:.3f}")
 
-    async def _held(self, after: Watch, good: tuple[tuple[str, int], ...]) -> None:
+    async def _held(self, after: Watch, good: tuple[tuple[str, int], ...], *also: Window | Feedback) -> None:
         """The stable revision is a good one in this world. If the world came back to it by itself, there is nothing left to improve."""
         keeper, state = self._keeper, self._keeper.state
         events = [keeper.event("watch.good", f"{state.stable[:10]} has held {after.episodes} episodes", revision=state.stable)]
@@ -55,7 +55,7 @@ class Watcher:
             event, stopping = self._improver.stopping(reason)
             events.append(event)
             changes |= stopping
-        keeper.tell(*await keeper.commit(*events, **changes))
+        keeper.tell(*await keeper.commit(*events, *also, **changes))
 
     def _is_back(self, after: Watch) -> bool:
         """Whether the score is what it was before the world changed: a revision that merely goes on being bad has survived, too."""
@@ -66,7 +66,7 @@ class Watcher:
         latest = after.recent[-self._settings.good_after :]
         return sum(latest) / len(latest)
 
-    async def _alarm(self, alarmed: Watch) -> None:
+    async def _alarm(self, alarmed: Watch, *also: Window | Feedback) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""
         keeper = self._keeper
         recent = alarmed.recent[-10:]
@@ -80,7 +80,7 @@ class Watcher:
             bound=bound,
             episodes=alarmed.episodes,
         )
-        keeper.tell(*await keeper.commit(event, watch=alarmed))
+        keeper.tell(*await keeper.commit(event, *also, watch=alarmed))
         await self.answer()
 
     async def answer(self) -> None:

@@ -47,6 +47,8 @@ class Metrics:
         self._missed = counter("missed_ticks", "Ticks of a fixed rate that the runner was too slow for.")
         self._last_episode = gauge("last_episode_timestamp_seconds", "When the last episode ended.")
         self._feedback_delay = histogram("feedback_delay_seconds", "From an episode's end to its feedback.", _DELAY)
+        self._windowed = counter("feedback_windows", "Windows for late feedback, by what became of them.", "outcome")
+        self._windows_open = gauge("feedback_windows_open", "Episodes that may still be judged.")
         self._proposals = counter("proposals", "Proposals, and attempts that gave none.", "algorithm", "outcome")
         self._last_proposal = gauge("last_proposal_timestamp_seconds", "When the last proposal was made.")
         self._releases = counter("releases", "Ended releases.", "outcome")
@@ -101,15 +103,24 @@ class Metrics:
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
-    def episode(self, episode: Episode, feedback: Feedback) -> None:
-        """A finished episode and its feedback; a failed feedback has no score."""
+    def episode(self, episode: Episode, feedback: Feedback | None) -> None:
+        """A finished episode, and its feedback if that is there already."""
         agent, role = episode.agent, str(episode.role)
         self._episodes.labels(agent, role, str(episode.outcome)).inc()
-        if not feedback.failed:
-            self._score.labels(agent, role).observe(feedback.normalised)
         ended = episode.started_at + episode.duration
         self._last_episode.labels(agent).set(ended)
-        self._feedback_delay.labels(agent).observe(max(0.0, self._clock.time() - ended))
+        if feedback is not None:
+            self.judged(agent, role, feedback, delay=self._clock.time() - ended)
+
+    def judged(self, agent: str, role: str, feedback: Feedback, *, delay: float) -> None:
+        """The feedback on an episode that ended `delay` seconds ago; a failed one has no score."""
+        if not feedback.failed:
+            self._score.labels(agent, role).observe(feedback.normalised)
+        self._feedback_delay.labels(agent).observe(max(0.0, delay))
+
+    def windowed(self, agent: str, outcome: str) -> None:
+        """What became of a window: answered, silent; or of a feedback without one: late; or of an episode that got none: unwatched."""
+        self._windowed.labels(agent, outcome).inc()
 
     def usage(self, usage: Usage) -> None:
         """A call of a model, as the ledger settled it."""
@@ -190,6 +201,10 @@ class Metrics:
         self._start.labels(name).set(release.begun_at if release else 0.0)
         self._log_e.labels(name, "better").set(release.superiority.log_e if release else 0.0)
         self._log_e.labels(name, "worse").set(release.harm.log_e if release else 0.0)
+
+    def windows(self, agent: str, waiting: int) -> None:
+        """How many episodes of an agent may still be judged; called before a scrape."""
+        self._windows_open.labels(agent).set(waiting)
 
     def holds(self, state: AgentState) -> None:
         """What an operator or a rule holds back now, and what waits for a person; called before a scrape."""

@@ -6,7 +6,20 @@ Fields are only ever added, with a default: an older record must stay readable.
 
 from agentd.records.agents import AgentState, Conflict, Hold, Mode, Watch, WatchSettings
 from agentd.records.base import Record, Value
-from agentd.records.episodes import MODELS_LOST, Episode, EpisodeSummary, Exchange, Feedback, Metric, Outcome, Purpose, Role, Space, Step
+from agentd.records.episodes import (
+    MODELS_LOST,
+    Answered,
+    Episode,
+    EpisodeSummary,
+    Exchange,
+    Feedback,
+    Metric,
+    Outcome,
+    Purpose,
+    Role,
+    Space,
+    Step,
+)
 from agentd.records.events import Event
 from agentd.records.evidence import Pair, PairPlan, Single
 from agentd.records.optimizing import MemoryEntry, Problem, Proposal, Usage
@@ -25,10 +38,12 @@ from agentd.records.releases import (
 )
 from agentd.records.revisions import Kind, Origin, Parameter, Provenance, Revision, Source, canonical, make_revision
 from agentd.records.tracing import NodeKind, TraceFunction, TraceGraph, TraceNode
+from agentd.records.windows import Window, WindowState
 
 __all__ = [
     "MODELS_LOST",
     "AgentState",
+    "Answered",
     "Change",
     "Conflict",
     "Episode",
@@ -75,6 +90,8 @@ __all__ = [
     "Verdict",
     "Watch",
     "WatchSettings",
+    "Window",
+    "WindowState",
     "canonical",
     "make_revision",
 ]

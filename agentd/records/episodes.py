@@ -150,6 +150,19 @@ class Feedback(Record, frozen=True):
     node: int | None = None
     failed: str = ""
     """Why the feedback function gave no verdict (it raised, hung, left the range); the score is then not evidence."""
+    silent: bool = False
+    """Nobody answered while the episode's window was open: the score is the declared `silent_score`."""
+    late: bool = False
+    """It came after the window had closed, and is kept for the record: the tests have seen the `silent_score` instead."""
+
+
+class Answered(Record, frozen=True):
+    """What a client's request got. `safe`: a safe action; its `revision` is empty, and its `episode` where no policy was asked."""
+
+    episode: str
+    action: Value
+    revision: str = ""
+    safe: bool = False
 
 
 class EpisodeSummary(Record, frozen=True):
@@ -176,3 +189,5 @@ class EpisodeSummary(Record, frozen=True):
     normalised: float | None = None
     feedback: str = ""
     has_trace: bool = False
+    awaits_until: float | None = None
+    """When the window in which it may be judged closes; None where no feedback is awaited."""

@@ -216,6 +216,26 @@ def observe(release: Release, evidence: Pair | Single, *, at: float) -> tuple[Re
     return tested, _decide(tested)
 
 
+def foresee(release: Release, waiting: Iterable[Single]) -> Verdict | None:
+    """The verdict of the guardrails on evidence that waits for its turn: a candidate that fails need not fail for a whole window more.
+
+    Only guardrails may look ahead. They reject, and promise no level; the tests see evidence in its order.
+    """
+    counted = release
+    if release.phase not in CANARY | {Phase.PAUSED}:
+        return None
+    for evidence in waiting:
+        counted = weighing.count(counted, evidence)
+        if evidence.guardrail and not fleet.goes_alone(counted, evidence.device):
+            return _verdict(release, Phase.REJECTED, _violated(counted, evidence), stage="guardrail")
+    return _errors(counted)
+
+
+def missing(release: Release, waiting: int) -> int:
+    """How many more may be drawn: `max_pairs` counts what was seen, and `waiting` is under way."""
+    return max(0, release.settings.max_pairs - _seen(release) - waiting)
+
+
 def _violated(release: Release, evidence: Pair | Single) -> str:
     before = [device for device in fleet.withdrawn(release) if device != evidence.device]
     return f"{evidence.guardrail} (on {evidence.device}, after {', '.join(before)})" if before else evidence.guardrail

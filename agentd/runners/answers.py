@@ -44,10 +44,11 @@ class Answers:
             self._resumed, self.latched = control.resumed, False
         if pilot is None or self.latched:
             reason = "latched" if self.latched else "paused" if control.paused else "dead" if recording.revision else "no_policy"
-            return await self._safely(pilot, transition, reason)
+            return await self._safely(pilot, transition, reason, fault=self._is_unanswered(recording, reason))
         if transition.stale:
             return await self._safely(pilot, transition, "dead_man")
         candidate = recording.role is Role.CANDIDATE
+        blamed = candidate or control.answers_requests  # of a request the answer is all there is
         try:
             action = await pilot.act(tick, transition.observation, transition.received_at)
             action = control.envelope.check(action, self._previous)
@@ -59,11 +60,11 @@ class Answers:
                 recording.blame("deadline", f"{recording.misses} answers were late, {control.allowed_misses} may be")
             return await self._safely(pilot, transition, "late", fault=exceeded)
         except ValueError as refusal:
-            if candidate:
+            if blamed:
                 recording.blame("invalid", f"tick {tick}: {refusal}")
             elif not recording.error:
                 recording.error = f"tick {tick}: {refusal}"
-            return await self._safely(pilot, transition, "invalid", fault=candidate)
+            return await self._safely(pilot, transition, "invalid", fault=blamed)
         except SandboxError as error:
             return await self._failed(recording, pilot, transition, error)
         self._previous = action
@@ -78,6 +79,13 @@ class Answers:
             return await self._safely(pilot, transition, MODELS_LOST, fault=fault, nobodys=True)
         recording.blame(reason_of(error), words_of(error))
         return await self._safely(pilot, transition, "error" if isinstance(error, PolicyError) else "dead", fault=fault)
+
+    def _is_unanswered(self, recording: Recording, reason: str) -> bool:
+        """Whether a client had to do without the policy, whose worker is gone: there is no next tick at which it might be back."""
+        unanswered = self._control.answers_requests and reason == "dead"
+        if unanswered:
+            recording.blame(reason, f"revision {recording.revision[:10]} has no worker")
+        return unanswered
 
     async def _safely(
         self, pilot: Pilot | None, transition: Transition, reason: str, *, fault: bool = False, nobodys: bool = False

@@ -60,7 +60,8 @@ class Control:
         """Ticks of an episode of an endless plant; None: its own end ends it."""
         self.max_steps = spec.environment.max_steps if self.episode_ticks is None else NO_LAST_STEP
         self.awaits_devices = is_unpaired(spec)
-        """Only the devices begin episodes."""
+        """Only the devices, or clients, begin episodes."""
+        self.answers_requests = spec.environment.kind is EnvironmentKind.HTTP
         section = spec.environment.safe_action
         self.latches = section is not None and section.recovery == "latch"
         self.deadline = _policy_deadline(spec)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
+from agentd.environments import Begun
 from agentd.errors import SandboxError
 from agentd.records import Outcome, Purpose, Role
 from agentd.runners.answers import words_of
@@ -22,13 +23,23 @@ class Episodes:
         self._after: dict[str, asyncio.Task[Any]] = {}
         """By revision, the end of an episode of which its worker has yet to be told: the next one begins after it."""
 
-    def open(self, revision: str, role: Role, purpose: Purpose, *, seed: int | None = None, pair: str | None = None) -> Recording:
-        """The record of an episode that begins now."""
+    def open(
+        self,
+        revision: str,
+        role: Role,
+        purpose: Purpose,
+        *,
+        seed: int | None = None,
+        pair: str | None = None,
+        begun: Begun | None = None,
+    ) -> Recording:
+        """The record of an episode that begins now; of a request with the id, client and instruction that it has `begun` with."""
         self._control.workers.hold(revision)
+        request = begun if begun is not None and begun.waits else None
         return Recording(
-            self._control.new_id(),
+            request.episode if request is not None else self._control.new_id(),
             agent=self._control.agent,
-            device=self._device,
+            device=request.client if request is not None and request.client else self._device,
             revision=revision,
             role=role,
             purpose=purpose,
@@ -36,6 +47,7 @@ class Episodes:
             clock=self._control.clock,
             seed=seed,
             pair=pair,
+            instruction=request.instruction if request is not None else "",
         )
 
     def pilot(self, recording: Recording, *, begun: bool = False) -> Pilot | None:

@@ -11,7 +11,7 @@ import msgspec
 from agentd.clock import Clock
 from agentd.errors import CodecError, Fenced, RunnerError
 from agentd.opto.budget import Grant
-from agentd.records import Episode, PairPlan, Parameter, Record, Revision, Source
+from agentd.records import Answered, Episode, PairPlan, Parameter, Record, Revision, Source, Value
 from agentd.runners import messages
 from agentd.runners.forkserver import Forkserver
 from agentd.runners.launch import end, fingerprint, holder_of, start
@@ -244,6 +244,13 @@ class LocalRunner:
         stripped = tuple(_without_trace(episode) for episode in episodes)
         report = (await self._do(messages.Screen(revision=revision, episodes=stripped), SCREEN_TIMEOUT)).report
         return report if report is not None else ScreenReport()
+
+    async def ask(self, observation: Value, *, client: str, instruction: str, limit: float) -> Answered:
+        """Have a client's request answered, within `limit` seconds. Raises Overloaded, Unanswered, CodecError, RunnerError."""
+        answered = (await self._do(messages.Ask(observation=observation, client=client, instruction=instruction), limit)).answered
+        if answered is None:
+            raise RunnerError("the runner gave no answer")
+        return answered
 
     async def route(self, revision: str) -> None:
         """Serve a loaded revision as the stable one, from each device's next episode on. Raises RunnerError if it isn't loaded."""

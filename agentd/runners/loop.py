@@ -22,8 +22,10 @@ _WORKER_PATIENCE = 10.0
 class DeviceLoop:
     """Runs episodes on one device, one after the other, until it is gone or the runner drains."""
 
-    def __init__(self, device: Device, control: Control) -> None:
+    def __init__(self, device: Device, control: Control, plant: str | None = None) -> None:
         self._device = device
+        self._plant = plant or device.id
+        """The device that plans are drawn for: seats of one plant share them."""
         self._control = control
         self._counter = 0
         self._losses = 0
@@ -52,7 +54,7 @@ class DeviceLoop:
         control = self._control
         if control.draining or control.paused:
             return
-        plan = control.pairs.take(self._device.id) if self._stretches is None else None
+        plan = control.pairs.take(self._plant) if self._stretches is None else None
         if plan is not None:
             await self._pair(plan)
         elif self._ready():
@@ -75,7 +77,7 @@ class DeviceLoop:
             while not begun.done() and not control.draining:
                 change = control.change
                 missing = rested_at - control.clock.monotonic()
-                hurried = not self._losses and control.pairs.waiting(self._device.id)
+                hurried = not self._losses and control.pairs.waiting(self._plant)
                 if not control.paused and not control.awaits_devices and self._ready() and (missing <= 0 or hurried):
                     return None
                 changed = asyncio.create_task(change.wait(), name=f"change-{self._device.id}")
@@ -130,20 +132,27 @@ class DeviceLoop:
 
     async def _unsolicited(self, begun: Begun) -> None:
         control, pairs = self._control, self._control.pairs
-        plan = None if control.paused else pairs.take(self._device.id, begun=True)
-        if plan is not None and control.workers.get(_revision(plan, plan.order[0])) is None:  # the device can't wait for it
+        plan = None if control.paused else pairs.take(self._plant, begun=True)
+        if plan is not None and not await self._is_there(_revision(plan, plan.order[0]), begun):
             control.drop_pairs((plan,), f"revision {_revision(plan, plan.order[0])[:10]} has no worker")
             pairs.done(plan)
             plan = None
         if plan is None:
-            recording = self._episodes.open(control.stable or "", Role.STABLE, Purpose.UNSOLICITED)
+            if begun.waits and (control.paused or not await self._is_there(control.stable or "", begun)):
+                await self._device.rest(await control.brake.action(begun.first.observation))
+                return
+            recording = self._episodes.open(control.stable or "", Role.STABLE, Purpose.UNSOLICITED, begun=begun)
             await self._drive(Drive(recording, None, begun.first.tick), begun.first)
             return
         try:
-            recording = self._episodes.open(_revision(plan, plan.order[0]), plan.order[0], Purpose.UNSOLICITED, pair=plan.id)
+            recording = self._episodes.open(_revision(plan, plan.order[0]), plan.order[0], Purpose.UNSOLICITED, pair=plan.id, begun=begun)
             await self._drive(Drive(recording, None, begun.first.tick), begun.first)
         finally:
             pairs.done(plan)
+
+    async def _is_there(self, revision: str, begun: Begun) -> bool:
+        """Whether a revision has a worker now; a client can wait for one that is being started again, a device can't."""
+        return self._control.workers.get(revision) is not None or (begun.waits and await self._worker_ready(revision))
 
     async def _commanded(self, recording: Recording) -> bool:
         """An episode that the runner begins. The policy is ready before the plant: its first answer needn't wait. False if it was lost."""

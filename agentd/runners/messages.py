@@ -12,7 +12,7 @@ import msgspec
 from agentd import codec, errors
 from agentd.errors import AgentdError, CodecError, RunnerError
 from agentd.opto.budget import Grant
-from agentd.records import Episode, Event, PairPlan, Parameter, Record, Revision, Source, Usage, Value
+from agentd.records import Answered, Episode, Event, PairPlan, Parameter, Record, Revision, Source, Usage, Value
 from agentd.sandbox import Isolation
 
 VERSION = 1
@@ -155,6 +155,14 @@ class Resume(Request, frozen=True, kw_only=True):
     """Begin episodes again."""
 
 
+class Ask(Request, frozen=True, kw_only=True):
+    """Answer a client's request: an episode of one step, of an agent that is served over HTTP."""
+
+    observation: Value
+    client: str = ""
+    instruction: str = ""
+
+
 class Drain(Request, frozen=True, kw_only=True):
     """Finish the episodes within `timeout` seconds, leave the plants with the safe action, and exit."""
 
@@ -174,7 +182,9 @@ class Acknowledge(Request, frozen=True, kw_only=True):
     episode: str
 
 
-ToRunner = Hello | Load | Screen | Route | QueuePair | Renew | CancelPairs | Retire | Pause | Resume | Drain | LeaseModels | Acknowledge
+ToRunner = (
+    Hello | Load | Screen | Ask | Route | QueuePair | Renew | CancelPairs | Retire | Pause | Resume | Drain | LeaseModels | Acknowledge
+)
 
 
 # --- to the daemon ----------------------------------------------------------------------------------------------------
@@ -207,6 +217,7 @@ class Done(Message, frozen=True, kw_only=True):
     report: ScreenReport | None = None
     dropped_pairs: tuple[str, ...] = ()
     models: ModelReport | None = None
+    answered: Answered | None = None
 
 
 class Failed(Message, frozen=True, kw_only=True):

@@ -9,13 +9,14 @@ MAX_QUEUED = 64
 
 
 class Pairs:
-    """Queued plans by device, and the plan that each device is in the middle of."""
+    """Queued plans by device, and those that are under way: one on a device, several where requests share one."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lease_until = -1.0
         self._queued: dict[str, collections.deque[PairPlan]] = {}
         self._current: dict[str, PairPlan] = {}
+        """By id."""
 
     @property
     def valid(self) -> bool:
@@ -39,7 +40,7 @@ class Pairs:
     def add(self, plan: PairPlan) -> None:
         """Queue a plan; a plan that is known already is not queued twice."""
         queue = self._queued.setdefault(plan.device, collections.deque())
-        if self._current.get(plan.device) != plan and plan not in queue and len(queue) < MAX_QUEUED:
+        if plan.id not in self._current and plan not in queue and len(queue) < MAX_QUEUED:
             queue.append(plan)
 
     def waiting(self, device: str) -> bool:
@@ -55,23 +56,23 @@ class Pairs:
         queue = self._queued.get(device)
         if not queue or not self.valid or (queue[0].probability is not None) != begun:
             return None
-        plan = self._current[device] = queue.popleft()
+        plan = queue.popleft()
+        self._current[plan.id] = plan
         return plan
 
     def holds(self, plan: PairPlan) -> bool:
         """Whether the plan may still go on."""
-        return self.valid and self._current.get(plan.device) == plan
+        return self.valid and plan.id in self._current
 
     def done(self, plan: PairPlan) -> None:
         """The plan has ended, one way or the other."""
-        if self._current.get(plan.device) == plan:
-            del self._current[plan.device]
+        self._current.pop(plan.id, None)
 
     def drop(self, device: str | None = None) -> tuple[PairPlan, ...]:
         """Forget what is queued and under way (on one device, or everywhere), and return it."""
-        dropped: list[PairPlan] = []
-        for name in [device] if device is not None else [*self._current, *self._queued]:
-            if name in self._current:
-                dropped.append(self._current.pop(name))
+        dropped = [plan for plan in self._current.values() if device in {None, plan.device}]
+        for plan in dropped:
+            del self._current[plan.id]
+        for name in [device] if device is not None else [*self._queued]:
             dropped.extend(self._queued.pop(name, ()))
         return tuple(dropped)

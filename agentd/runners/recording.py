@@ -29,6 +29,7 @@ class Recording:
         clock: Clock,
         seed: int | None = None,
         pair: str | None = None,
+        instruction: str = "",
     ) -> None:
         self.id = id
         self.device = device
@@ -37,6 +38,7 @@ class Recording:
         self.purpose = purpose
         self.pair = pair
         self.seed = seed
+        self.instruction = instruction
         self.misses = 0
         self.reason = ""
         self.error = ""
@@ -145,6 +147,7 @@ class Recording:
             pair=self.pair,
             reason=self.reason,
             error=self.error,
+            instruction=self.instruction,
             session=self._session,
             deadline_misses=self.misses,
             trace=trace,

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentd.clock import Clock
 from agentd.environments import Device, Environment, Joined, Left, Linked, make_environment
+from agentd.environments.http import HttpEnvironment, HttpPlant
 from agentd.errors import RunnerError
 from agentd.runners import messages
 from agentd.runners.control import Control
@@ -54,6 +55,7 @@ class Runner:
         self._handlers: dict[type, Callable[[Any], Awaitable[Done | None]]] = {
             messages.Load: self._load,
             messages.Screen: self._screen,
+            messages.Ask: self._ask,
             messages.Route: self._route,
             messages.QueuePair: self._queue_pair,
             messages.Renew: self._renew,
@@ -181,13 +183,21 @@ class Runner:
             await asyncio.wait({before})  # the same device in an earlier life
         while True:
             try:
-                await DeviceLoop(self._paced(device), self._control).run()
+                await self._drive(device)
             except Exception:  # noqa: BLE001 - whatever is wrong with us, this plant and the others go on being controlled
                 traceback.print_exc()
                 self._control.happened("runner.fault", traceback.format_exc(limit=-3), device=device.id)
                 await asyncio.sleep(REPORT_INTERVAL)
             else:
                 return
+
+    async def _drive(self, device: Device) -> None:
+        if not isinstance(device, HttpPlant):
+            await DeviceLoop(self._paced(device), self._control).run()
+            return
+        async with asyncio.TaskGroup() as seats:
+            for seat in device.seats:
+                seats.create_task(DeviceLoop(seat, self._control, plant=device.id).run(), name=f"seat-{seat.id}")
 
     # --- chores -------------------------------------------------------------------------------------------------------
 
@@ -254,6 +264,12 @@ class Runner:
             raise RunnerError(f"the worker of revision {message.revision[:10]} is not ready")
         report = await screen(worker, self._control.envelope, message.episodes, self._clock)
         return Done(request=message.request, report=report)
+
+    async def _ask(self, message: messages.Ask) -> Done:
+        if not isinstance(self._environment, HttpEnvironment):
+            raise RunnerError("this agent is not served over HTTP")
+        answered = await self._environment.ask(message.observation, client=message.client, instruction=message.instruction)
+        return Done(request=message.request, answered=answered)
 
     async def _route(self, message: messages.Route) -> None:
         self._control.route(self._known(message.revision))

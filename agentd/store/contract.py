@@ -32,6 +32,7 @@ from agentd.records import (
     Single,
     Source,
     Usage,
+    Window,
 )
 from agentd.store.chain import ChainReport
 from agentd.store.retention import Erased, Pruned
@@ -66,7 +67,8 @@ class Store(Protocol):
         """Write all of `records` in one transaction, in any order; the events come back with their place in the log.
 
         A record replaces the one with the same id; sources, revisions and provenance never change, and usage is only added. A revision's
-        source, an agent's revisions and a release's revisions must be committed before or with it. Raises TypeError for other records,
+        source, an agent's revisions and a release's revisions must be committed before or with it. A feedback replaces the one that its
+        episode had; an episode that is still queued is written first, one that is gone stays gone. Raises TypeError for other records,
         CodecError for values that can't be stored. A cancelled commit may still be carried out.
         """
         ...
@@ -93,8 +95,8 @@ class Store(Protocol):
         """Forget episodes: all but the newest `keep_episodes` of each agent, those older than `keep_days`, and what exceeds `keep_bytes`.
 
         For the size traces go first, then steps, then whole episodes, each the oldest first. With `keep_days` also older revisions go that
-        no agent, release, proposal or episode refers to and that `protect` doesn't name. Releases, evidence, proposals, usage and events
-        stay.
+        no agent, release, proposal or episode refers to and that `protect` doesn't name. Windows that have entered go a day after they
+        closed. Releases, evidence, proposals, usage, events and the other windows stay.
         """
         ...
 
@@ -208,6 +210,14 @@ class Store(Protocol):
 
     async def feedback(self, key: str) -> Feedback | None:
         """The feedback on an episode; None when nobody gave one."""
+        ...
+
+    async def windows(self, agent: str) -> tuple[Window, ...]:
+        """The windows of an agent that have not entered, in the order in which they were opened."""
+        ...
+
+    async def window(self, episode: str) -> Window:
+        """The window of an episode (whole id), also one that has entered."""
         ...
 
     # --- what happened ----------------------------------------------------------------------------------------------

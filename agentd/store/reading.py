@@ -28,6 +28,8 @@ from agentd.records import (
     Single,
     Source,
     Usage,
+    Window,
+    WindowState,
 )
 from agentd.store import memory, schema
 from agentd.store.chain import GENESIS, ChainReport, link
@@ -184,6 +186,14 @@ class Reader:
         row = await self._find_row(select(schema.episodes.c.id, schema.episodes.c.feedback), schema.episodes, "episode", key)
         return None if row.feedback is None else unpack(row.feedback, Feedback)
 
+    async def windows(self, agent: str) -> tuple[Window, ...]:
+        table = schema.windows
+        statement = select(table.c.content).where(table.c.agent == agent, table.c.state != WindowState.ENTERED.value)
+        return await self._records(Window, statement.order_by(table.c.seq))
+
+    async def window(self, episode: str) -> Window:
+        return await self._find(schema.windows, Window, "window of the episode", episode, prefix=False)
+
     async def events(
         self, agent: str | None = None, after: int = 0, limit: int = 100, kinds: Collection[str] | None = None, *, latest: bool = False
     ) -> tuple[Event, ...]:
@@ -245,8 +255,12 @@ def _page(table: Table, agent: str, limit: int, before: str | None, *, statement
 
 def _summaries() -> Select[Any]:
     table = schema.episodes
+    windows = schema.windows
     has_trace = schema.traces.c.episode.is_not(None).label("has_trace")
-    return select(table, has_trace).select_from(table.outerjoin(schema.traces, schema.traces.c.episode == table.c.id))
+    joined = table.outerjoin(schema.traces, schema.traces.c.episode == table.c.id).outerjoin(
+        windows, and_(windows.c.id == table.c.id, windows.c.state == WindowState.OPEN.value)
+    )
+    return select(table, has_trace, windows.c.closes_at.label("awaits_until")).select_from(joined)
 
 
 def _summary(row: Row[Any]) -> EpisodeSummary:
@@ -275,4 +289,5 @@ def _summary(row: Row[Any]) -> EpisodeSummary:
         normalised=row.normalised,
         feedback="" if feedback is None else feedback.failed or feedback.text,
         has_trace=row.has_trace,
+        awaits_until=row.awaits_until,
     )

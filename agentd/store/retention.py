@@ -9,7 +9,7 @@ from functools import partial
 from sqlalchemy import Select, Table, delete, exists, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from agentd.records import AgentState, Event, Record
+from agentd.records import AgentState, Event, Record, WindowState
 from agentd.store import schema
 from agentd.store.backends import Backend
 from agentd.store.packing import unpack
@@ -78,6 +78,7 @@ async def prune(
         oldest = now - keep_days * _DAY
         episodes += await _repeat(writer, partial(_forget_episodes, select(_episodes.c.seq).where(_episodes.c.started_at < oldest)))
         revisions = await writer.run(partial(_forget_revisions, oldest, protect))
+    await writer.run(partial(_forget_windows, now - _DAY))
     if keep_bytes is not None:
         excess = await writer.run(_stored_bytes) - keep_bytes
         traces, excess = await _shrink(writer, schema.traces, schema.traces.c.episode, schema.traces.c.size, excess)
@@ -136,6 +137,12 @@ async def _shrink(writer: Writer, table: Table, key: ColumnElement[str], size: C
         total += count
         excess -= freed
     return total, excess
+
+
+async def _forget_windows(oldest: float, transaction: Transaction) -> None:
+    windows = schema.windows
+    done = (windows.c.state == WindowState.ENTERED.value, windows.c.closes_at < oldest)
+    await transaction.connection.execute(delete(windows).where(*done))
 
 
 async def _forget_revisions(oldest: float, protect: Collection[str], transaction: Transaction) -> int:

@@ -25,11 +25,14 @@ from agentd.records import (
     Step,
     Usage,
     Value,
+    Window,
 )
 from agentd.store import schema
 from agentd.store.packing import pack, pack_bytes
 
-Durable: TypeAlias = AgentState | Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single | Usage | Event
+Durable: TypeAlias = (
+    AgentState | Source | Revision | Provenance | Release | Proposal | PairPlan | Pair | Single | Window | Feedback | Usage | Event
+)
 """What is committed before anything acts on it."""
 
 Row: TypeAlias = dict[str, Any]
@@ -82,6 +85,10 @@ def _release(release: Release) -> Row:
     }
 
 
+def _window(window: Window) -> Row:
+    return {"id": window.episode, "agent": window.agent, "closes_at": window.closes_at, "state": window.state.value}
+
+
 _ROWS: dict[type, tuple[Table, Callable[[Any], Row]]] = {
     Source: (schema.sources, lambda source: {"id": source.digest}),
     Revision: (schema.revisions, lambda revision: {"id": revision.id, "agent": revision.agent, "source": revision.source}),
@@ -92,6 +99,7 @@ _ROWS: dict[type, tuple[Table, Callable[[Any], Row]]] = {
     PairPlan: (schema.plans, lambda plan: {"id": plan.id, "release": plan.release}),
     Pair: (schema.pairs, lambda pair: {"id": pair.id, "release": pair.release}),
     Single: (schema.pairs, lambda single: {"id": single.id, "release": single.release}),
+    Window: (schema.windows, _window),
     Usage: (schema.usage, lambda usage: {"agent": usage.agent, "at": usage.at}),
 }
 
@@ -129,7 +137,6 @@ class EpisodeRows:
 def to_episode_rows(episode: Episode, feedback: Feedback | None, *, regime: int) -> EpisodeRows:
     """The rows of an episode. Raises CodecError for values that can't be stored."""
     head = msgspec.structs.replace(episode, steps=(), final_observation=None, trace=None)
-    judged = feedback is not None and not feedback.failed
     row = {
         "id": episode.id,
         "agent": episode.agent,
@@ -140,15 +147,21 @@ def to_episode_rows(episode: Episode, feedback: Feedback | None, *, regime: int)
         "started_at": episode.started_at,
         "ticks": len(episode.steps),
         "safe_actions": episode.safe_actions,
-        "normalised": feedback.normalised if feedback is not None and judged else None,
         "content": pack(head),
-        "feedback": None if feedback is None else pack(feedback),
+        **to_feedback_row(feedback),
     }
     return EpisodeRows(
         row,
         _part(episode.id, pack(Body(episode.steps, episode.final_observation))),
         None if episode.trace is None else _part(episode.id, pack_bytes(episode.trace)),
     )
+
+
+def to_feedback_row(feedback: Feedback | None) -> Row:
+    """The columns of an episode that its feedback fills."""
+    if feedback is None:
+        return {"normalised": None, "feedback": None}
+    return {"normalised": None if feedback.failed else feedback.normalised, "feedback": pack(feedback)}
 
 
 def _part(episode: str, content: bytes) -> Row:

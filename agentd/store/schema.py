@@ -6,7 +6,7 @@ the record's own key. Foreign keys say what must never dangle: a route to a revi
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest migration; a test holds it equal to the head of the Alembic scripts."""
 
 metadata = MetaData(naming_convention={"fk": "fk_%(table_name)s_%(column_0_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"})
@@ -126,6 +126,19 @@ pairs = Table(
     _content(),
     Index(None, "release", "seq"),
 )
+
+windows = Table(
+    "windows",
+    metadata,
+    _sequence(),
+    _id(),  # the episode's: no foreign key, since a window is committed and an episode only queued
+    Column("agent", Key, nullable=False),
+    Column("closes_at", Float, nullable=False),
+    Column("state", String, nullable=False),
+    _content(),
+    Index(None, "agent", "state", "seq"),
+)
+"""Those that have entered stay for a while, so that an episode that is sent again is known."""
 
 usage = Table(
     "usage",

@@ -22,7 +22,7 @@ from agentd.store.faults import translated
 from agentd.store.packing import pack
 from agentd.store.reading import Reader
 from agentd.store.retention import Erased, Pruned
-from agentd.store.rows import IMMUTABLE, Durable, Row, to_episode_rows, to_row
+from agentd.store.rows import IMMUTABLE, Durable, Row, to_episode_rows, to_feedback_row, to_row
 from agentd.store.writer import Transaction, Writer
 
 
@@ -122,11 +122,10 @@ class SqlStore(Reader):
     async def commit(self, *records: Durable) -> tuple[Event, ...]:
         now = self._clock.time()
         rows: dict[Table, list[Row]] = {table: [] for table in schema.metadata.sorted_tables}  # what is referred to comes first
-        events = []
+        events = [record for record in records if isinstance(record, Event)]
+        feedbacks = [record for record in records if isinstance(record, Feedback)]
         for record in records:
-            if isinstance(record, Event):
-                events.append(record)
-            else:
+            if not isinstance(record, Event | Feedback):
                 table, row = to_row(record, now=now)
                 rows[table].append(row)
 
@@ -141,8 +140,11 @@ class SqlStore(Reader):
                     await transaction.add(table, table_rows)
                 else:
                     await transaction.upsert(table, table_rows)
+            await _judge(transaction, feedbacks)
             return await _append(transaction, events)
 
+        if feedbacks and self._writer.queued:
+            await self._writer.flush()  # an episode that is still queued would come after its feedback
         return await self._writer.run(write)
 
     async def add_episode(self, episode: Episode, feedback: Feedback | None, *, regime: int) -> None:
@@ -196,6 +198,12 @@ class SqlStore(Reader):
         """A daemon that was superseded must not write: the newer one decides from what it read when it began."""
         if self._epoch is not None and (newest := await transaction.epoch()) != self._epoch:
             raise StoreError(f"{self._name} belongs to a newer daemon (epoch {newest}; ours was {self._epoch})")
+
+
+async def _judge(transaction: Transaction, feedbacks: Collection[Feedback]) -> None:
+    for feedback in feedbacks:
+        judged = schema.episodes.update().where(schema.episodes.c.id == feedback.episode)
+        await transaction.connection.execute(judged.values(**to_feedback_row(feedback)))
 
 
 async def _append(transaction: Transaction, events: Collection[Event]) -> tuple[Event, ...]:

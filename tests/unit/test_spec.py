@@ -15,6 +15,7 @@ from agentd.spec import (
     AgentSpec,
     ParameterSection,
     SpaceSection,
+    feedback_window,
     load_agent,
     metric_record,
     release_settings,
@@ -150,6 +151,51 @@ def test_where_devices_begin_their_episodes_releases_are_decided_on_single_ones(
     assert "no anchor" in folder.mistakes()["release.goal"]
 
 
+SERVED = 'kind = "http"\n[environment.http]\nqueue = 8\n'
+LATE = '[release]\nfeedback_timeout = "2h"\n'
+
+
+def served(folder, *, late: str = LATE) -> None:
+    folder.edit('kind = "gymnasium"\nid = "CartPole-v1"', SERVED)
+    folder.edit('[feedback]\nentrypoint = "feedback:explain"', late)
+
+
+def test_an_agent_that_is_served_over_http_is_judged_later_and_decided_on_single_episodes(folder) -> None:
+    served(folder, late=LATE + "silent_score = 0.25\nexposure = 0.2\n")
+    spec = folder.load()[0]
+    rules = release_settings(spec)
+    assert (rules.exposure, rules.silent_score, feedback_window(spec)) == (0.2, 0.25, 7200.0)
+
+
+def test_an_agent_that_is_served_over_http_may_judge_at_once_and_then_no_window_is_ever_open(folder) -> None:
+    folder.edit('kind = "gymnasium"\nid = "CartPole-v1"', SERVED)
+    assert feedback_window(folder.load()[0]) is None
+    folder.append(LATE)
+    assert "not together with [feedback]" in folder.mistakes()["release.feedback_timeout"]
+
+
+@pytest.mark.parametrize(
+    ("late", "key", "said"),
+    [
+        ("", "release.feedback_timeout", "how long after its end an episode may be judged"),
+        ("[release]\nsilent_score = 0.5\n", "release.silent_score", "only together with feedback_timeout"),
+        (LATE + "silent_score = 7.0\n", "release.silent_score", "should lie in the score's range, from 0 to 1"),
+        (LATE + 'max_duration = "2h"\n', "release.max_duration", "should be longer than feedback_timeout, not 2h"),
+        (LATE + 'goal = "no_worse"\nmargin = 0.1\n', "release.goal", "no anchor"),
+    ],
+)
+def test_windows_that_can_not_be_are_mistakes(folder, late, key, said) -> None:
+    served(folder, late=late)
+    assert said in folder.mistakes()[key]
+
+
+def test_windows_are_for_agents_that_are_served(folder) -> None:
+    folder.append(LATE + "[environment.http]\nqueue = 8\n")
+    mistakes = folder.mistakes()
+    assert mistakes["release.feedback_timeout"] == 'only for kind "http": kind "gymnasium" judges at the end'
+    assert mistakes["environment.http"] == 'only for kind "http"'
+
+
 def test_the_score_s_rules_belong_to_the_release_and_several_metrics_need_a_judge(folder) -> None:
     folder.edit("range = [0.0, 1.0]", "margin = 0.1\n[[metrics]]\nname = 'energy'")
     folder.edit('[feedback]\nentrypoint = "feedback:explain"', "")
@@ -236,7 +282,7 @@ def test_every_mistake_names_the_file(folder) -> None:
     folder.edit('kind = "gymnasium"', 'kind = "boat"')
     with pytest.raises(SpecError) as caught:
         folder.load()
-    expected = "should be 'gymnasium', 'mqtt', 'dataset' or 'python', not \"boat\""
+    expected = "should be 'gymnasium', 'mqtt', 'dataset', 'python' or 'http', not \"boat\""
     assert str(caught.value) == f"{folder.path}/agent.toml: environment.kind: {expected}"
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from agentd import codec
 from agentd.errors import NotFound
-from agentd.records import Event, Role
-from agentd.testing.store.examples import SOURCE, OpenStore, episode, feedback, revision
+from agentd.records import Event, Role, WindowState
+from agentd.testing.store.examples import SOURCE, OpenStore, episode, feedback, revision, window
 
 
 class EpisodesContract:
@@ -53,6 +53,49 @@ class EpisodesContract:
         await store.add_episode(ran, feedback("e1", 0.25), regime=0)
         await store.flush()
         assert (await store.summary("e1")).score == 25.0
+
+    async def test_a_committed_feedback_reaches_an_episode_that_is_still_queued_and_survives_its_being_sent_again(
+        self, open_store: OpenStore
+    ) -> None:
+        store = await open_store()
+        ran = episode("e1", revision(1.0))
+        await store.add_episode(ran, None, regime=0)
+        await store.commit(feedback("e1", 0.75))
+        await store.add_episode(ran, None, regime=0)
+        await store.flush()
+        assert await store.feedback("e1") == feedback("e1", 0.75)
+        assert (await store.summary("e1")).normalised == 0.75
+        await store.commit(feedback("gone", 0.5))  # retention was quicker: nobody minds
+
+    async def test_windows_come_back_in_the_order_in_which_they_were_opened_until_they_have_entered(self, open_store: OpenStore) -> None:
+        store = await open_store()
+        first, second = window("e1", 20.0), window("e2", 10.0)
+        await store.add_episode(episode("e1", revision(1.0)), None, regime=0)
+        await store.commit(first)
+        await store.commit(second, window("other", 5.0, agent="pendulum"))
+        await store.flush()
+        assert (await store.summary("e1")).awaits_until == 20.0
+        judged = msgspec.structs.replace(first, state=WindowState.JUDGED, feedback=feedback("e1", 0.5))
+        await store.commit(judged)
+        await store.aclose()
+        store = await open_store()
+        assert await store.windows("cartpole") == (judged, second)
+        assert (await store.summary("e1")).awaits_until is None
+        entered = msgspec.structs.replace(second, state=WindowState.ENTERED)
+        await store.commit(entered)
+        assert await store.windows("cartpole") == (judged,)
+        assert await store.window("e2") == entered  # who sends the episode again hears that it is known
+        with pytest.raises(NotFound):
+            await store.window("e")
+
+    async def test_windows_that_have_entered_are_forgotten_a_day_after_they_closed_and_open_ones_never(self, open_store: OpenStore) -> None:
+        store = await open_store()
+        left, done = window("left", 10.0), msgspec.structs.replace(window("done", 10.0), state=WindowState.ENTERED)
+        await store.commit(left, done)
+        await store.prune(keep_episodes=1)
+        assert await store.windows("cartpole") == (left,)
+        with pytest.raises(NotFound):
+            await store.window("done")
 
     async def test_a_failed_feedback_is_shown_but_is_no_score(self, open_store: OpenStore) -> None:
         store = await open_store()

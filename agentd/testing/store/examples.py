@@ -20,6 +20,7 @@ from agentd.records import (
     Role,
     Source,
     Step,
+    Window,
     make_revision,
 )
 from agentd.store.contract import Store
@@ -90,3 +91,21 @@ def episode(id_: str, of: Revision, **changes: object) -> Episode:
 def feedback(of: str, normalised: float, text: str = "well done", **changes: object) -> Feedback:
     """A score on [0, 100] with words."""
     return msgspec.structs.replace(Feedback(episode=of, score=100 * normalised, normalised=normalised, text=text), **changes)
+
+
+def window(of: str, closes_at: float, agent: str = "cartpole") -> Window:
+    """An open window of a canary's episode."""
+    return Window(
+        episode=of,
+        agent=agent,
+        device="alice",
+        revision="5eed",
+        role=Role.CANDIDATE,
+        purpose=Purpose.UNSOLICITED,
+        outcome=Outcome.FINISHED,
+        ended_at=0.0,
+        closes_at=closes_at,
+        plan="x1",
+        release="r1",
+        probability=0.5,
+    )

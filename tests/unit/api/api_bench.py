@@ -10,9 +10,19 @@ import msgspec
 
 from agentd import codec
 from agentd.api.app import create_app
-from agentd.api.ports import AgentStatus, DaemonStatus
+from agentd.api.ports import Acted, AgentStatus, DaemonStatus, FeedbackReceipt
 from agentd.api.tokens import Role, Tokens, read_token
-from agentd.errors import DecodingError, IllegalTransition, NotFound, StaleRelease
+from agentd.errors import (
+    CodecError,
+    DecodingError,
+    FeedbackRefused,
+    IllegalTransition,
+    NotFound,
+    Overloaded,
+    RequestError,
+    StaleRelease,
+    Unanswered,
+)
 from agentd.events import EventBus
 from agentd.observability.metrics import Metrics
 from agentd.records import (
@@ -64,6 +74,17 @@ STATE = AgentState(
     watch=Watch(revision=FIRST.id, bound=0.71, episodes=42),
     parameters=PARAMETERS,
 )
+
+
+PROBLEMS = {
+    "full": Overloaded("16 requests wait already"),
+    "waited": Overloaded("it has waited for 10 s", full=False),
+    "late": Unanswered("no answer within 5 s", late=True, episode="e1"),
+    "failed": Unanswered("the policy failed", episode="e1"),
+    "outside": CodecError("observation: is outside the space"),
+    "not served": RequestError("agent cartpole takes no requests"),
+}
+"""Observations that the agent of this bench can't answer."""
 
 
 class FixedClock:
@@ -259,6 +280,22 @@ class Bench:
     async def forget(self, agent: str, *, device: str | None, episodes: Sequence[str], who: str, reason: str = "") -> Erased:
         return await self.store.erase(agent, device=device, episodes=episodes, who=who, reason=reason)
 
+    async def act(self, agent: str, observation: Value, *, client: str = "", instruction: str = "") -> Acted:
+        self.agent_status(agent)
+        if isinstance(observation, str) and observation in PROBLEMS:
+            raise PROBLEMS[observation]
+        self.asked.append(("act", observation, client, instruction))
+        return Acted(episode="e1", action=observation, revision=FIRST.id)
+
+    async def give_feedback(self, episode: str, score: float, *, text: str, metrics: Mapping[str, float], who: str) -> FeedbackReceipt:
+        found = await self.store.summary(episode)
+        if not 0.0 <= score <= 1.0:
+            raise DecodingError({"score": "is outside its range"})
+        if text == "another":
+            raise FeedbackRefused(f"episode {found.id} has its feedback already")
+        self.asked.append(("feedback", found.id, score, text, dict(metrics), who))
+        return FeedbackReceipt(episode=found.id, score=score, normalised=score, evidence=text != "late")
+
     async def propose(self, agent: str, *, who: str) -> None:
         self.agent_status(agent)
         self.asked.append(("propose", agent, who))
@@ -269,7 +306,7 @@ class Bench:
 
 @dataclass
 class Api:
-    """The application with all that it was given, and clients for its two roles and for nobody."""
+    """The application with all that it was given, and clients for its three roles and for nobody."""
 
     app: object
     bench: Bench
@@ -281,6 +318,7 @@ class Api:
     tokens: Tokens
     operator: httpx.AsyncClient
     viewer: httpx.AsyncClient
+    client: httpx.AsyncClient
     nobody: httpx.AsyncClient
 
 
@@ -325,6 +363,7 @@ async def open_api(folder: Path) -> AsyncIterator[Api]:
         app = create_app(bench, store=store, bus=bus, metrics=metrics, tokens=tokens, settings=settings, clock=clock)
         operator = make_client(app, read_token(folder))
         viewer = make_client(app, read_token(folder, Role.VIEWER))
+        client = make_client(app, read_token(folder, Role.CLIENT))
         nobody = make_client(app, None)
-        async with operator, viewer, nobody:
-            yield Api(app, bench, store, bus, metrics, settings, clock, tokens, operator, viewer, nobody)
+        async with operator, viewer, client, nobody:
+            yield Api(app, bench, store, bus, metrics, settings, clock, tokens, operator, viewer, client, nobody)

@@ -52,11 +52,12 @@ async def test_the_viewer_may_change_nothing(api) -> None:
 async def test_tokens_are_generated_once_with_mode_0600_and_differ(tmp_path) -> None:
     Tokens.load_or_create(tmp_path)
     tokens = [read_token(tmp_path, role) for role in Role]
-    assert len(set(tokens)) == 2
+    assert len(set(tokens)) == 3
     assert all(stat.S_IMODE(token_path(tmp_path, role).stat().st_mode) == 0o600 for role in Role)
     again = Tokens.load_or_create(tmp_path)
     assert again.role(tokens[0]) is Role.VIEWER
     assert again.role(tokens[1]) is Role.OPERATOR
+    assert again.role(tokens[2]) is Role.CLIENT
 
 
 async def test_a_token_that_others_may_read_is_not_trusted(tmp_path) -> None:

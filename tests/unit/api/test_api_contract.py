@@ -61,12 +61,15 @@ OPERATIONS = [
     ("GET", "/api/v1/episodes/{}"),
     ("GET", "/api/v1/episodes/{}/trace"),
     ("GET", "/api/v1/events"),
+    ("POST", "/api/v1/agents/{}/episodes"),
+    ("POST", "/api/v1/episodes/{}/feedback"),
     ("POST", "/api/v1/agents/{}/releases"),
     ("POST", "/api/v1/agents/{}/releases/{}/{}"),
     ("POST", "/api/v1/agents/{}/pause"),
     ("POST", "/api/v1/agents/{}/proposals"),
     ("PUT", "/api/v1/agents/{}/desired-revision"),
 ]
+MEMBERS = ("values", "who", "reason", "note", "revision", "observation", "score", "metrics")
 NAMES = st.sampled_from(["limit", "before", "after", "kind", "role", "revision", "active", "agent"])
 
 
@@ -75,7 +78,10 @@ REQUESTS = st.fixed_dictionaries(
         "operation": st.sampled_from(OPERATIONS),
         "segments": st.lists(SEGMENT, min_size=3, max_size=3),
         "params": st.dictionaries(NAMES, TEXT | st.integers().map(str), max_size=3),
-        "json": JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(("values", "who", "reason", "note", "revision"), JSON)),
+        "json": JSON
+        | st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(("values", "who", "reason", "note", "revision", "observation", "score", "metrics"), JSON)
+        ),
         "headers": st.dictionaries(st.sampled_from(["Idempotency-Key", "Last-Event-ID", "Cookie", "X-Forwarded-For"]), HEADER, max_size=2),
     }
 )

@@ -86,6 +86,14 @@ def test_a_new_agent_can_begin_as_a_ready_one(tmp_path: Path) -> None:
     assert load_agent(tmp_path / "balance")[0].agent.name == "balance"
 
 
+def test_an_agent_behind_http_is_written_and_checked_and_can_not_be_optimized_without_its_clients(tmp_path: Path) -> None:
+    assert invoke("new", "greeter", "--template", "served", "--into", str(tmp_path)).exit_code == 0
+    code, findings = check(tmp_path, str(tmp_path / "greeter"))
+    assert (code, bad(findings)) == (0, [])
+    refused = invoke("optimize", str(tmp_path / "greeter"), "--state", str(tmp_path / "state"))
+    assert (refused.exit_code, "waits for its clients" in refused.stderr) == (2, True)
+
+
 def test_names_and_templates_that_can_not_be_are_refused(tmp_path: Path) -> None:
     for words in (("new", "../evil"), ("new", "Has Spaces"), ("new", "ok", "--template", "nothing")):
         answer = invoke(*words, "--into", str(tmp_path))

@@ -272,3 +272,14 @@ async def test_a_devices_episodes_are_erased_only_when_somebody_means_it(cli) ->
     assert told.exit_code == 0
     event = (await cli.api.store.events(kinds=["episodes."], latest=True))[0]
     assert (event.who, "she asked" in event.message, event.data["device"]) == ("ada", True, "bench-1")
+
+
+async def test_feedback_says_what_an_episode_was_worth_and_hears_whether_it_counts(cli) -> None:
+    told = await cli("feedback", "e2", "0.25", "-m", "too late", "--metric", "cost=2")
+    assert (told.exit_code, "counts" in told.output) == (0, True)
+    assert cli.api.bench.asked == [("feedback", "e2", 0.25, "too late", {"cost": 2.0}, "ada")]
+    late = await cli("feedback", "e2", "0.5", "-m", "late", "--json")
+    assert json.loads(late.stdout)["evidence"] is False
+    assert (await cli("feedback", "e2", "7")).exit_code == 2
+    assert (await cli("feedback", "e2", "0.5", "--metric", "cost")).exit_code == 2
+    assert (await cli("feedback", "e2", "0.5", "-m", "another")).exit_code == 1

@@ -111,22 +111,23 @@ async def test_a_database_from_a_newer_agentd_is_left_alone_and_the_error_says_w
 
 async def test_a_database_from_an_older_agentd_is_copied_before_it_is_migrated(url, path, monkeypatch, tmp_path):
     await fill(url)
+    before = schema.SCHEMA_VERSION
     older = shutil.copytree(next(iter(migrations.__path__)), tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     newer = (
-        'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+        f'from alembic import op\nrevision = "0099"\ndown_revision = "{before}"\n'
         'def upgrade():\n    op.execute("CREATE TABLE novelty (x INT)")\n'
     )
-    (older / "versions" / "0002_novelty.py").write_text(newer)
+    (older / "versions" / "0099_novelty.py").write_text(newer)
     monkeypatch.setattr(migrations, "__file__", str(older / "__init__.py"))
-    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0002")
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0099")
 
     with pytest.raises(StoreVersionError, match="older agentd"):
         await SqlStore.open(url, read_only=True)
     async with await SqlStore.open(url) as store:
         assert await store.source(SOURCE.digest) == SOURCE
     tables = in_database(path, "SELECT name FROM sqlite_master WHERE name = 'novelty'", "SELECT version_num FROM alembic_version")
-    assert tables == [[("novelty",)], [("0002",)]]
-    (backup,) = path.parent.glob("agentd.db.backup-0001-*")
+    assert tables == [[("novelty",)], [("0099",)]]
+    (backup,) = path.parent.glob(f"agentd.db.backup-{before}-*")
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     monkeypatch.undo()
     async with await SqlStore.open(f"sqlite:///{backup}") as old:  # what the older agentd would see
@@ -137,12 +138,12 @@ async def test_a_migration_that_fails_leaves_the_old_schema(url, path, monkeypat
     await fill(url)
     broken = shutil.copytree(next(iter(migrations.__path__)), tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     half = (
-        'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+        f'from alembic import op\nrevision = "0099"\ndown_revision = "{schema.SCHEMA_VERSION}"\n'
         'def upgrade():\n    op.execute("DROP TABLE episodes")\n    op.execute("nonsense")\n'
     )
-    (broken / "versions" / "0002_half.py").write_text(half)
+    (broken / "versions" / "0099_half.py").write_text(half)
     monkeypatch.setattr(migrations, "__file__", str(broken / "__init__.py"))
-    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0002")
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0099")
     with pytest.raises(StoreError):
         await SqlStore.open(url)
     monkeypatch.undo()
