@@ -37,7 +37,8 @@ def read_asset(name: str) -> Response:
 @router.get("/")
 async def read_page(shared: Shared, request: Request) -> Response:
     """The status page, or the way in."""
-    if role_of(request) is None:
+    role = role_of(request)
+    if role is None or not role.reads:
         return HTMLResponse(_login(), 401)
     status = shared.commands.status()
     releases = {agent.name: await shared.store.releases(agent.name, limit=RECENT_RELEASES) for agent in status.agents if agent.state}
@@ -49,7 +50,10 @@ async def read_page(shared: Shared, request: Request) -> Response:
 async def log_in(shared: Shared, request: Request) -> Response:
     """A token for a cookie that may read, and only read, whichever token it was."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
-    if shared.tokens.role(form.get("token", [""])[0].strip()) is None:
+    role = shared.tokens.role(form.get("token", [""])[0].strip())
+    if role is not None and not role.reads:
+        return HTMLResponse(_login("The client's token may ask agents, and look at nothing."), 401)
+    if role is None:
         return HTMLResponse(_login("That is no token of this daemon."), 401)
     response = RedirectResponse("/", 303)
     session = shared.tokens.open_session(shared.clock.time())

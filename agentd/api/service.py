@@ -34,7 +34,8 @@ async def ready(shared: Shared) -> Response:
 @router.get("/metrics")
 async def read_metrics(shared: Shared, request: Request) -> Response:
     """Prometheus metrics. Without a token only where the API is bound to loopback."""
-    if not shared.settings.loopback_only and role_of(request) is None:
+    role = role_of(request)
+    if not shared.settings.loopback_only and (role is None or not role.reads):
         raise Problem(401, "unauthenticated", "metrics need the viewer's token", headers={"WWW-Authenticate": 'Bearer realm="agentd"'})
     metrics, agents = shared.metrics, shared.commands.status().agents
     for agent in agents:

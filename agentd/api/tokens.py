@@ -25,6 +25,11 @@ class Role(enum.StrEnum):
     OPERATOR = "operator"
     CLIENT = "client"
 
+    @property
+    def reads(self) -> bool:
+        """Whether it may see what agents did: the words of all their users."""
+        return self is not Role.CLIENT
+
 
 class Tokens:
     """The three tokens. Comparisons take the same time whatever is wrong with a guess."""

@@ -72,7 +72,14 @@ class Intake:
         store = self._keeper.store
         with contextlib.suppress(NotFound):
             # where there are windows, an episode without one may be in the store and nowhere else
-            await (store.window(episode.id) if self.windows.used else store.summary(episode.id))
+            if not self.windows.used:
+                await store.summary(episode.id)
+                return True
+            window = await store.window(episode.id)
+            try:
+                await store.summary(episode.id)
+            except NotFound:  # a window is committed at once, and its episode was only queued
+                await store.add_episode(episode, window.feedback, regime=window.regime)
             return True
         return False
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from agentd.api.tokens import Role
+
 ACT = "/api/v1/agents/cartpole/episodes"
 JUDGE = "/api/v1/episodes/e2/feedback"
 
@@ -64,3 +66,13 @@ async def test_a_client_reads_nothing_and_decides_nothing_and_a_viewer_does_not_
     for someone, status in ((api.viewer, 403), (api.nobody, 401), (api.operator, 200)):
         assert (await someone.post(ACT, json={"observation": 1})).status_code == status
         assert (await someone.post(JUDGE, json={"score": 0.5})).status_code == status
+
+
+async def test_a_client_s_token_opens_neither_the_status_page_nor_the_metrics_of_a_daemon_that_others_reach(api) -> None:
+    token = api.tokens._tokens[Role.CLIENT]
+    assert (await api.client.get("/")).status_code == 401
+    entered = await api.nobody.post("/login", content=f"token={token}")
+    assert (entered.status_code, "set-cookie" in entered.headers) == (401, False)
+    api.app.state.context.settings = api.settings.model_copy(update={"http_host": "0.0.0.0"})
+    assert (await api.client.get("/metrics")).status_code == 401
+    assert (await api.viewer.get("/metrics")).status_code == 200
