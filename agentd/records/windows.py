@@ -20,11 +20,13 @@ class WindowState(enum.StrEnum):
 
 
 class Window(Record, frozen=True):
-    """The time in which a finished episode may be judged, and what the tests have to know of the episode until then."""
+    """The time in which a finished episode may be judged, and what the tests have to know of the episode until then.
+
+    No words and no client are in it: those are the episode's, and are erased with it.
+    """
 
     episode: str
     agent: str
-    device: str
     revision: str
     role: Role
     purpose: Purpose

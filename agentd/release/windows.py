@@ -27,7 +27,6 @@ def begin(
     window = Window(
         episode=episode.id,
         agent=episode.agent,
-        device=episode.device,
         revision=episode.revision,
         role=episode.role,
         purpose=episode.purpose,
@@ -39,7 +38,7 @@ def begin(
     )
     if plan is not None and plan.probability is not None:
         window = msgspec.structs.replace(window, plan=plan.id, release=plan.release, plant=plan.device, probability=plan.probability)
-    return window if feedback is None else msgspec.structs.replace(window, state=WindowState.JUDGED, feedback=feedback)
+    return window if feedback is None else _judged(window, feedback)
 
 
 def answer(window: Window, feedback: Feedback, *, at: float) -> Window:
@@ -48,7 +47,11 @@ def answer(window: Window, feedback: Feedback, *, at: float) -> Window:
         raise FeedbackRefused(f"episode {window.episode} has its feedback already")
     if is_closed(window, at):
         raise FeedbackRefused(f"the window of episode {window.episode} is closed")
-    return msgspec.structs.replace(window, state=WindowState.JUDGED, feedback=feedback)
+    return _judged(window, feedback)
+
+
+def _judged(window: Window, feedback: Feedback) -> Window:
+    return msgspec.structs.replace(window, state=WindowState.JUDGED, feedback=msgspec.structs.replace(feedback, text=""))
 
 
 def close(window: Window, metric: Metric, silent_score: float) -> tuple[Window, Feedback]:
@@ -61,7 +64,7 @@ def close(window: Window, metric: Metric, silent_score: float) -> tuple[Window, 
         text=f"Nobody answered within {seconds:g} s.",
         silent=True,
     )
-    return msgspec.structs.replace(window, state=WindowState.JUDGED, feedback=feedback), feedback
+    return _judged(window, feedback), feedback
 
 
 def is_closed(window: Window, at: float) -> bool:

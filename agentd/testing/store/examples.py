@@ -98,7 +98,6 @@ def window(of: str, closes_at: float, agent: str = "cartpole") -> Window:
     return Window(
         episode=of,
         agent=agent,
-        device="alice",
         revision="5eed",
         role=Role.CANDIDATE,
         purpose=Purpose.UNSOLICITED,

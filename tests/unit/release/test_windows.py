@@ -50,6 +50,12 @@ def test_a_window_is_open_from_the_end_of_its_episode_and_an_answer_is_in_time_u
         windows.answer(opened, praise("e"), at=150.0)
 
 
+def test_what_somebody_said_is_kept_with_the_episode_alone_and_is_erased_with_it():
+    said = msgspec.structs.replace(praise("e"), text="Dear Ada, ...")
+    assert b"Ada" not in msgspec.msgpack.encode(windows.answer(window("e"), said, at=1.0))
+    assert b"alice" not in msgspec.msgpack.encode(window("e"))
+
+
 def test_a_second_answer_is_refused():
     judged = windows.answer(window("e"), praise("e"), at=1.0)
     with pytest.raises(FeedbackRefused, match="already"):
@@ -58,7 +64,7 @@ def test_a_second_answer_is_refused():
 
 def test_silence_is_the_declared_score_and_says_so():
     closed, silence = windows.close(window("e"), SCORE, 2.5)
-    assert (closed.state, closed.feedback) == (WindowState.JUDGED, silence)
+    assert (closed.state, closed.feedback) == (WindowState.JUDGED, msgspec.structs.replace(silence, text=""))
     assert (silence.score, silence.normalised, silence.silent, silence.text) == (2.5, 0.25, True, "Nobody answered within 100 s.")
 
 
