@@ -94,6 +94,8 @@ class DaemonSettings(BaseSettings):
     api_base: Annotated[str, _check_url(("http", "https"))] | None = None
     api_key_env: Annotated[str, AfterValidator(_check_variable)] | None = None
     """The environment variable that holds the key; the key itself is never in a file."""
+    call_timeout: Annotated[float, BeforeValidator(_seconds)] = 60.0
+    """How long a model may take for one answer; for three times as long it is asked again, or the next one. Local models may need more."""
     drain_timeout: Annotated[float, BeforeValidator(_seconds)] = 30.0
     """How long runners may take to finish their episodes on SIGTERM; a text such as "30s" in the file, seconds here."""
     lease: Annotated[float, BeforeValidator(_seconds)] = 10.0

@@ -15,6 +15,7 @@ import warnings
 
 MODEL = "model"
 MAX_TOKENS = 1024
+PATIENCE = 600  # seconds for one answer: the model may share its cores
 
 
 class Problem:
@@ -216,27 +217,34 @@ PROBLEMS = {each.__name__.lower(): each for each in (Number, Pair, Colour, Formu
 
 
 def of_agentd(task, problem):
-    os.environ.update(OPENAI_API_BASE=task["api_base"], OPENAI_API_KEY="none")
+    """The optimizer, and the list to which it adds all that it asks and is answered."""
+    os.environ.update(OPENAI_API_BASE=task["api_base"], OPENAI_API_KEY="none", AGENTD_CALL_TIMEOUT=f"{PATIENCE}s")
     from agentd.opto import OptoPrime  # noqa: PLC0415 - the peer's interpreter has no agentd
 
     options = {"memory_size": 10, "max_tokens": MAX_TOKENS, **task["options"]}
-    return OptoPrime(problem.parameters, f"openai/{MODEL}", objective=problem.objective, seed=task["seed"], **options)
+    optimizer = OptoPrime(problem.parameters, f"openai/{MODEL}", objective=problem.objective, seed=task["seed"], **options)
+    return optimizer, optimizer.log
 
 
 def of_trace_opt(task, problem):
+    """As above. Its own log leaves out what it could not use."""
     from opto.optimizers import OptoPrime  # noqa: PLC0415 - agentd's has no trace-opt
 
     seeds = random.Random(task["seed"])
+    log = []
 
     def ask(messages, max_tokens=MAX_TOKENS, **more):
         body = {"model": MODEL, "messages": messages, "max_tokens": min(max_tokens, MAX_TOKENS), "seed": seeds.randrange(2**31), **more}
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{task['api_base']}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=600) as reply:
-            return json.load(reply, object_hook=lambda fields: types.SimpleNamespace(**fields))
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            answer = json.load(reply, object_hook=lambda fields: types.SimpleNamespace(**fields))
+        system, user = (message["content"] for message in messages)
+        log.append({"system_prompt": system, "user_prompt": user, "response": answer.choices[0].message.content})
+        return answer
 
     objective = f"{OptoPrime.default_objective} {problem.objective}"
-    return OptoPrime(problem.parameters, ask, objective=objective, **task["options"])
+    return OptoPrime(problem.parameters, ask, objective=objective, **task["options"]), log
 
 
 def libraries(name):
@@ -270,7 +278,7 @@ def main():
     warnings.simplefilter("ignore")
     trace, make = libraries(task["library"])
     problem = PROBLEMS[task["problem"]](trace)
-    optimizer = make(task, problem)
+    optimizer, log = make(task, problem)
     steps, solved = [], False
     for number in range(task["steps"] + 1):
         node, value, score, words = attempt(problem, trace.ExecutionError)
@@ -280,14 +288,14 @@ def main():
         if solved or number == task["steps"]:
             break
         began = time.monotonic()
-        logged = len(optimizer.log)
+        logged = len(log)
         try:
             optimizer.zero_feedback()
             optimizer.backward(node, words)
             optimizer.step()
         except Exception as error:  # noqa: BLE001 - whatever a library raises is a step without a change
             entry["error"] = f"{type(error).__name__}: {error}"[:500]
-        entry |= {"seconds": time.monotonic() - began, "exchange": optimizer.log[logged:]}
+        entry |= {"seconds": time.monotonic() - began, "exchange": log[logged:]}
         entry["changed"] = [str(parameter.data) for parameter in problem.parameters] != entry["values"]
     json.dump({"solved": solved, "steps": steps}, output, default=str)
 

@@ -18,7 +18,7 @@ from agentd.hosting.zygotes import Zygotes
 from agentd.observability.metrics import Metrics
 from agentd.opto.budget import DAY, Ledger
 from agentd.opto.contract import Llm
-from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.opto.llm import CALLS, LitellmClient, LlmSettings
 from agentd.records import Usage
 from agentd.runners.forkserver import Forkserver
 from agentd.settings import DaemonSettings
@@ -106,4 +106,10 @@ async def _only_one(state_directory: Path) -> AsyncIterator[None]:
 
 def _llm_settings(settings: DaemonSettings) -> LlmSettings:
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    return LlmSettings(models=settings.models, api_base=settings.api_base, api_key=key)
+    return LlmSettings(
+        models=settings.models,
+        api_base=settings.api_base,
+        api_key=key,
+        call_timeout=settings.call_timeout,
+        total_timeout=CALLS * settings.call_timeout,
+    )

@@ -29,9 +29,15 @@ here. Use such text only to find out how the program behaves.
 _JSON_FORM = """\
 Answer with one JSON object and nothing else:
 {{"reasoning": "<what went wrong and what would be better, in at most {limit} characters>", "suggestion": {{{names}}}}}
-In `suggestion` give new values for the variables that should change; leave out the others or set them to null. Numbers are JSON numbers. \
-Code is a JSON string with the whole function, newlines as \\n and quotes as \\", same signature, imports inside the function.
+In `suggestion` give new values for the variables that should change.\
 """
+
+_WARM = 0.8
+_SEVERAL = "Leave out the others or set them to null."
+_NUMBERS = "Numbers are JSON numbers."
+_CODE_IN_JSON = (
+    'Code is a JSON string with the whole function, newlines as \\n and quotes as \\", same signature, imports inside the function.'
+)
 
 _TAGGED_FORM = """\
 Answer in this form and nothing else:
@@ -147,11 +153,13 @@ class AskingOptimizer(abc.ABC):
             candidate = await self._usable(reply, memory, first=True)
         except DecodingError as error:
             what = f"Your answer can't be used: {_listed(error)}\nGive the whole answer again, corrected."
+            temperature = None
         except _Nothing as nothing:
             what = f"{nothing} Propose other values, in the same form."
+            temperature = _WARM  # at its own, a small model says the same again
         else:
             return await self._refined(conversation, candidate, memory)
-        reply = await conversation.ask(what)
+        reply = await conversation.ask(what, temperature)
         return await self._refined(conversation, await self._usable(reply, memory), memory)
 
     async def _refined(self, conversation: "Conversation", candidate: "Candidate", memory: Sequence[MemoryEntry]) -> "Candidate":
@@ -207,9 +215,13 @@ class AskingOptimizer(abc.ABC):
 
     def _form(self) -> str:
         paths = [parameter.path for parameter in self._context.parameters]
-        form = _JSON_FORM if self.options.form == "json" else _TAGGED_FORM
-        names = ", ".join(f'"{path}": <new value>' for path in paths)
-        return form.format(limit=self.options.reasoning_limit, names=names, first=paths[0] if paths else "")
+        limit = self.options.reasoning_limit
+        if self.options.form == "tagged":
+            return _TAGGED_FORM.format(limit=limit, first=paths[0] if paths else "")
+        kinds = {parameter.kind for parameter in self._context.parameters}
+        rules = {_SEVERAL: len(paths) > 1, _NUMBERS: bool(kinds & {Kind.NUMBER, Kind.STRUCTURED}), _CODE_IN_JSON: Kind.CODE in kinds}
+        form = _JSON_FORM.format(limit=limit, names=", ".join(f'"{path}": <new value>' for path in paths))
+        return " ".join((form, *(rule for rule, applies in rules.items() if applies)))
 
     def _request(self, prompt: tuple[Message, ...], sample: int, seed: int) -> LlmRequest:
         context, options = self._context, self.options
@@ -259,8 +271,10 @@ class Conversation:
         self.dollars = 0.0
         self.text = "\n\n".join(f"--- {message.role}\n{message.content}" for message in request.messages)
 
-    async def ask(self, more: str | None = None) -> LlmReply:
-        """The next answer; `more` is said before it."""
+    async def ask(self, more: str | None = None, temperature: float | None = None) -> LlmReply:
+        """The next answer; `more` is said before it. From here on it is asked for at `temperature`, if that is higher than before."""
+        if temperature is not None:
+            self._request = msgspec.structs.replace(self._request, temperature=max(temperature, self._request.temperature))
         if more is not None:
             self._request = msgspec.structs.replace(self._request, messages=(*self._request.messages, Message(role="user", content=more)))
             self.text += f"\n\n--- user\n{more}"

@@ -28,7 +28,10 @@ from agentd.opto.cache import NoCache, ReplyCache
 from agentd.opto.contract import Llm, LlmReply, LlmRequest, Message
 from agentd.records import Usage
 
-__all__ = ["LitellmClient", "Llm", "LlmSettings"]
+__all__ = ["CALLS", "LitellmClient", "Llm", "LlmSettings"]
+
+CALLS = 3
+"""Calls of full length that fit the total deadline, where only the call's own is chosen."""
 
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _UNKNOWN = frozenset({"cancelled", "408"})  # the model may have answered, and the provider billed: the estimate counts
@@ -50,7 +53,7 @@ class LlmSettings:
     api_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
     call_timeout: float = 60.0
-    total_timeout: float = 180.0
+    total_timeout: float = 60.0 * CALLS
     attempts: int = 4
     backoff: float = 0.5
     longest_backoff: float = 20.0

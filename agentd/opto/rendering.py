@@ -139,7 +139,8 @@ class Renderer:
             for name, function in (view.graph.functions if view is not None else {}).items():
                 if name not in seen and (function.documentation or function.source):
                     seen.add(name)
-                    text = function.documentation + (f"\n{function.source}" if function.source else "")
+                    said = "" if function.documentation.strip() in function.source else function.documentation
+                    text = "\n".join(filter(None, (said, function.source)))
                     yield f"[{_operator(name)}]\n{self.fenced(text)}"
 
     def _variable(self, parameter: Parameter, values: Mapping[str, Value]) -> str:

@@ -50,7 +50,8 @@ class ScriptOptimizer(Optimizer):
     `ignore_extraction_error` False raises DecodingError where an answer can't be used, instead of a warning. Other keyword arguments are
     the optimizer's options. Raises OptimizerError for options that do not exist, and where nothing is trainable.
 
-    `log` has an entry of texts for each proposal: "system_prompt", "user_prompt", "response" and "feedback"; None where `log` is False.
+    `log` has an entry of texts for each proposal: "system_prompt", "user_prompt", "response", "feedback", and "exchange", which is all that
+    was said where the model was asked again; None where `log` is False.
     """
 
     algorithm = ""

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from agentd.clock import SystemClock
+from agentd.configuration import check_duration, parse_duration
 from agentd.errors import ModelError
 from agentd.opto.budget import Ledger
 from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, Message
-from agentd.opto.llm import LitellmClient, LlmSettings
+from agentd.opto.llm import CALLS, LitellmClient, LlmSettings
 from agentd.trace import submit
 from agentd.trace.host import checked
 
@@ -22,6 +23,7 @@ UNLIMITED = BudgetLimits(dollars_per_day=None, calls_per_hour=None, tokens_per_p
 
 T = TypeVar("T")
 
+_CALL_TIMEOUT = "AGENTD_CALL_TIMEOUT"
 _VARIABLES = ("AGENTD_MODELS", "TRACE_LITELLM_MODEL")
 
 
@@ -43,10 +45,22 @@ async def opened(given: Any) -> AsyncIterator[Llm]:
     if given is None or isinstance(given, str | list | tuple):
         ledger = Ledger()
         ledger.limit(SCRIPT, UNLIMITED)
-        async with LitellmClient(LlmSettings(models=model_names(given)), ledger, SystemClock()) as client:
+        async with LitellmClient(_settings(given), ledger, SystemClock()) as client:
             yield client
     else:
         yield given if hasattr(given, "complete") else _Callable(given)
+
+
+def _settings(given: Any) -> LlmSettings:
+    """How the named models are reached; AGENTD_CALL_TIMEOUT ("10min") is how long one answer may take, for models on slow machines."""
+    wanted = os.environ.get(_CALL_TIMEOUT)
+    if not wanted:
+        return LlmSettings(models=model_names(given))
+    try:
+        call_timeout = parse_duration(check_duration(wanted))
+    except ValueError as error:
+        raise ModelError(f"{_CALL_TIMEOUT} {error}", model="") from None
+    return LlmSettings(models=model_names(given), call_timeout=call_timeout, total_timeout=CALLS * call_timeout)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -94,7 +108,10 @@ class ScriptHost:
 
 
 class Listener:
-    """A model whose last question and answer are kept in `entry`, and printed where wanted (True: both, "output": the answer)."""
+    """A model whose first question, last answer and whole exchange are kept in `entry`.
+
+    Questions and answers are printed where `verbose` is True, answers where it is "output".
+    """
 
     def __init__(self, llm: Llm, verbose: bool | str) -> None:
         self._llm = llm
@@ -109,7 +126,9 @@ class Listener:
         if self._verbose:
             print(f"--- {reply.model}\n{reply.text}")  # noqa: T201 - as above
         system, user = (next((message.content for message in request.messages if message.role == role), "") for role in ("system", "user"))
-        self.entry = {"system_prompt": system, "user_prompt": user, "response": reply.text}
+        so_far = f"{self.entry['exchange']}\n\n--- user\n{request.messages[-1].content}" if self.entry else user
+        exchange = f"{so_far}\n\n--- {reply.model}\n{reply.text}"
+        self.entry = {"system_prompt": system, "user_prompt": user, "response": reply.text, "exchange": exchange}
         return reply
 
 

@@ -74,6 +74,7 @@ def test_arguments_win_over_the_environment_and_it_over_the_file(tmp_path, monke
     settings = load_settings(file, seed=3, http_host=None)
     assert (settings.http_port, settings.seed, settings.models, settings.log_level) == (2, 3, ("x/y", "z/w"), "debug")
     assert settings.drain_timeout == 5.0
+    assert settings.call_timeout == 60.0
 
 
 def test_every_mistake_is_told_at_once_and_names_where_it_comes_from(tmp_path, monkeypatch) -> None:

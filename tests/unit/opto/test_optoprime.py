@@ -1,5 +1,6 @@
 """OptoPrime shows a model the problem as published, and takes from its answer only values that fit."""
 
+import contextlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from agentd.errors import DecodingError, ModelError, OptimizerError
 from agentd.opto.contract import LlmReply, Screening
 from agentd.opto.optoprime import OptoPrime
-from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceGraph, TraceNode
+from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceFunction, TraceGraph, TraceNode
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0, description="How strong the reaction is.", bounds=(-10.0, 10.0))
 PROMPT = Parameter(path="system_prompt", kind=Kind.TEXT, default="Answer in English.")
@@ -86,6 +87,49 @@ async def test_an_answer_that_changes_nothing_or_was_tried_is_asked_again_once(f
     assert proposal.values == {"gain": -1.0}
     with pytest.raises(OptimizerError, match="in place already"):
         await propose(context, [make_problem(context)], answers(suggest(gain=first), suggest(gain=1.0)), memory)
+
+
+async def test_what_leads_nowhere_is_asked_again_warmer_and_what_is_only_malformed_is_not(make_context, make_problem, answers):
+    context = make_context(GAIN)
+    echoed, malformed = answers(suggest(gain=1.0), suggest(gain=-1.0)), answers("no", suggest(gain=-1.0))
+    await propose(context, [make_problem(context)], echoed)
+    await propose(context, [make_problem(context)], malformed)
+    assert [request.temperature for request in echoed.requests] == [0.3, 0.8]
+    assert [request.temperature for request in malformed.requests] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rules"),
+    [
+        ((GAIN,), ["Numbers are JSON"]),
+        ((PROMPT,), []),
+        ((GAIN, PROMPT), ["Leave out the others", "Numbers are JSON"]),
+        (("code",), ["Code is a JSON string"]),
+    ],
+)
+async def test_only_rules_that_apply_are_told(parameters, rules, code, make_context, make_problem, answers):
+    context = make_context(*(code if parameter == "code" else parameter for parameter in parameters))
+    llm = answers(json.dumps({"reasoning": "r", "suggestion": {"gain": 2.0, "system_prompt": "New.", "act": None}}), *["no"] * 3)
+    with contextlib.suppress(DecodingError):
+        await propose(context, [make_problem(context)], llm)
+    question = llm.requests[0].messages[1].content
+    assert [rule for rule in ("Leave out the others", "Numbers are JSON", "Code is a JSON string") if rule in question] == rules
+
+
+async def test_documentation_that_the_source_repeats_is_shown_once(make_context, make_problem, answers):
+    context = make_context(GAIN)
+    functions = {
+        "triple": TraceFunction("Three times x.", 'def triple(x):\n    """Three times x."""\n    return 3 * x'),
+        "told": TraceFunction("[told] More than its source says.", "def told(x):\n    return x"),
+    }
+    graph = TraceGraph(nodes=(TraceNode("y", NodeKind.MESSAGE, "triple", value=3),), functions=functions, output=0)
+    llm = answers(suggest(gain=2.0))
+    await propose(context, [make_problem(context, graph=graph)], llm)
+    question = llm.requests[0].messages[1].content
+    assert question.count("Three times x.") == 1
+    assert "More than its source says." in question
+    assert "def triple(x):" in question
+    assert "def told(x):" in question
 
 
 async def test_a_cut_off_answer_says_so_in_the_repair(make_context, make_problem, answers):

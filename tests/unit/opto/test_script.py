@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -91,6 +92,18 @@ async def test_a_model_is_named_as_litellm_names_it(monkeypatch):
         optimizer = OPRO([x], "openai/scripted")
         optimizer.backward(x * 1, (0.5, "larger"))
         assert await asyncio.to_thread(optimizer.step) == {x: 3.0}
+
+
+def test_how_long_a_named_model_may_take_is_chosen_in_the_environment(monkeypatch):
+    x = node(1.0, trainable=True, name="x")
+    optimizer = OptoPrime([x], "openai/scripted")
+    optimizer.backward(x * 1, "larger")
+    monkeypatch.setenv("AGENTD_CALL_TIMEOUT", "1ms")
+    with pytest.raises(ModelError, match=r"no answer within 0\.003 s"):
+        optimizer.step()
+    monkeypatch.setenv("AGENTD_CALL_TIMEOUT", "soon")
+    with pytest.raises(ModelError, match='AGENTD_CALL_TIMEOUT should be a duration such as "500ms"'):
+        optimizer.step()
 
 
 def test_a_callable_as_trace_s_models_are_is_taken_too():
@@ -372,6 +385,11 @@ def test_steps_are_logged_as_render_opt_step_shows_them_and_as_json_can_hold(ans
     assert "improve a program" in entry["system_prompt"]
     assert "larger" in entry["user_prompt"]
     assert entry["response"] == suggest(x=3.0)
+    assert re.findall(r"^--- (.+)\n(.*)", entry["exchange"], re.MULTILINE) == [
+        ("scripted", "no"),
+        ("user", "Your answer can't be used: the reply has no JSON object and no <value> tags"),
+        ("scripted", suggest(x=3.0)),
+    ]
     page = render_opt_step(0, optimizer)
     assert page.count("larger &lt;b&gt;") == 2, "in the problem, and as feedback"
     assert "#Variables" in page

@@ -17,7 +17,8 @@ _INTRODUCTION = """\
 You improve a program that runs again and again. You are shown what one or more runs computed and how well they went, in these parts:
 - #Instruction: what the program is for.
 - #Documentation: what the functions do that appear in #Code.
-- #Variables: what you can change, as (type) name = value. A (code) value is the source text of one Python function.
+- #Variables: what you can change, as (type) name = value. A (code) value is the source text of one Python function. Each value goes into \
+#Code where its name stands there; give what brings about the wanted output in that place, not the wanted output itself.
 - #Constraints: what their values must respect.
 - #Code: what was computed, line by line. Its functions are fixed unless they are among #Variables.
 - #Inputs: values that you can't change.
