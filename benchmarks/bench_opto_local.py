@@ -1,12 +1,13 @@
 """OptoPrime of agentd beside that of trace-opt, with one local model, on eight small problems; and what agentd's is without its parts.
 
     ../shared/local-llm/serve &                                # or any server that speaks OpenAI's protocol, with a model named "model"
-    python benchmarks/bench_opto_local.py --run [--seeds 5] [--steps 8] [--only CONTESTANT] [--problem NAME]
+    python benchmarks/bench_opto_local.py --run [--seeds 5] [--steps 8] [--only CONTESTANT]... [--seed N] [--problem NAME]
     python benchmarks/bench_opto_local.py                      # only the table, from the records
 
 A run appends one line to benchmarks/results/opto_local.jsonl, with all that was asked and answered. What is there already is not run
-again, so it can be stopped at any time and continued. trace-opt is what `make bench` installs into .venv-peer. Every contestant meets
-every problem in turn, seed by seed, so that whatever stops it leaves a fair table. It keeps two cores busy for hours.
+again, so it can be stopped at any time and continued, and two can run beside each other, on seeds and servers of their own. trace-opt is
+what `make bench` installs into .venv-peer. Every contestant meets every problem in turn, seed by seed, so that whatever stops it leaves a
+fair table. It keeps two cores busy for hours.
 """
 
 import argparse
@@ -82,9 +83,9 @@ def measure(options):
     except (urllib.error.URLError, TimeoutError) as error:
         sys.exit(f"no model answers at {options.api_base} ({error}): start a server first, or name its --api-base")
     done = {key(record) for record in known() if "failed" not in record}
-    for seed in range(options.seeds):
+    for seed in range(options.seeds) if options.seed is None else [options.seed]:
         for problem in [options.problem] if options.problem else opto_run.PROBLEMS:
-            for contestant in [options.only] if options.only else CONTESTANTS:
+            for contestant in options.only or CONTESTANTS:
                 if (contestant, problem, seed, options.steps) in done:
                     continue
                 if CONTESTANTS[contestant][0] == "trace-opt" and not PEER.exists():
@@ -124,7 +125,8 @@ def main():
     parser.add_argument("--run", action="store_true", help="run what is not in the records yet")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="proposals after which a run is given up")
-    parser.add_argument("--only", choices=CONTESTANTS)
+    parser.add_argument("--only", choices=CONTESTANTS, action="append", help="may be given several times")
+    parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--problem", choices=opto_run.PROBLEMS)
     parser.add_argument("--api-base", default="http://127.0.0.1:8091/v1")
     options = parser.parse_args()
