@@ -342,8 +342,8 @@ class Workloads:
         return len(self._prompt(10_000)) if self.ours else None
 
     def _prompt(self, ticks):
+        from agentd.opto.algorithms.optoprime import OptoPrime  # noqa: PLC0415 - as above
         from agentd.opto.contract import OptimizerContext  # noqa: PLC0415 - the peer's interpreter has no agentd
-        from agentd.opto.optoprime import OptoPrime  # noqa: PLC0415 - as above
         from agentd.records import Feedback, Problem  # noqa: PLC0415 - as above
         from agentd.trace.export import export  # noqa: PLC0415 - as above
         from agentd.trace.parameters import describe, find_parameters  # noqa: PLC0415 - as above

@@ -10,9 +10,9 @@ from agentd.opto.contract import Llm, NoScreen, Optimizer, OptimizerContext, Scr
 _BUILT_IN = {
     "search": "agentd.opto.search:Search",
     "hybrid": "agentd.opto.hybrid:Hybrid",
-    "opro": "agentd.opto.opro:OPRO",
-    "optoprime": "agentd.opto.optoprime:OptoPrime",
-    "textgrad": "agentd.opto.textgrad:TextGrad",
+    "opro": "agentd.opto.algorithms.opro:OPRO",
+    "optoprime": "agentd.opto.algorithms.optoprime:OptoPrime",
+    "textgrad": "agentd.opto.algorithms.textgrad:TextGrad",
 }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from agentd.errors import OptimizerError
+from agentd.opto.algorithms.optoprime import OptoPrime
 from agentd.opto.contract import Llm, Optimizer, OptimizerContext, Screen
-from agentd.opto.optoprime import OptoPrime
 from agentd.opto.search import Search
 from agentd.opto.space import Space
 from agentd.records import MemoryEntry, Problem, Proposal

@@ -215,7 +215,7 @@ class ScriptOptimizer(Optimizer):
 
 
 class OptoPrime(ScriptOptimizer):
-    """OptoPrime for scripts; see agentd.opto.optoprime."""
+    """OptoPrime for scripts; see agentd.opto.algorithms.optoprime."""
 
     algorithm = "optoprime"
 
@@ -264,13 +264,13 @@ class OptoPrimeMulti(OptoPrime):
 
 
 class OPRO(ScriptOptimizer):
-    """OPRO for scripts; see agentd.opto.opro."""
+    """OPRO for scripts; see agentd.opto.algorithms.opro."""
 
     algorithm = "opro"
 
 
 class TextGrad(ScriptOptimizer):
-    """TextGrad for scripts; see agentd.opto.textgrad."""
+    """TextGrad for scripts; see agentd.opto.algorithms.textgrad."""
 
     algorithm = "textgrad"
 

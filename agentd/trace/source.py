@@ -61,7 +61,7 @@ def _lines(code: types.CodeType, namespace: dict[str, Any]) -> list[str]:
         get_source = getattr(loader, "get_source", None)
         try:
             text = get_source(namespace.get("__name__")) if get_source is not None else None
-        except ImportError:  # the file can't be read, as in a sandbox
+        except ImportError:  # the file can't be read, as in a sandbox, or there is none, as for a program from standard input
             text = None
         lines = (text or "").splitlines(keepends=True)
     return lines

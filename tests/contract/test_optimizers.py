@@ -2,12 +2,12 @@
 
 import json
 
+from agentd.opto.algorithms.opro import OPRO
+from agentd.opto.algorithms.optoprime import OptoPrime
+from agentd.opto.algorithms.textgrad import TextGrad
 from agentd.opto.contract import LlmReply
 from agentd.opto.hybrid import Hybrid
-from agentd.opto.opro import OPRO
-from agentd.opto.optoprime import OptoPrime
 from agentd.opto.search import Search
-from agentd.opto.textgrad import TextGrad
 from agentd.testing.optimizers import OptimizerContract
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from agentd.errors import OptimizerError
-from agentd.opto.opro import OPRO
-from agentd.opto.textgrad import TextGrad
+from agentd.opto.algorithms.opro import OPRO
+from agentd.opto.algorithms.textgrad import TextGrad
 from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceGraph, TraceNode
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0)

@@ -11,9 +11,9 @@ import pytest
 
 from agentd.clock import SystemClock
 from agentd.opto import images
+from agentd.opto.algorithms.optoprime import OptoPrime
 from agentd.opto.budget import Ledger
 from agentd.opto.llm import LitellmClient, LlmSettings
-from agentd.opto.optoprime import OptoPrime
 from agentd.records import Kind, Parameter, Step
 from agentd.testing.llm import Reply, ScriptedLlm
 

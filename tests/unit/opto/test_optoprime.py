@@ -6,8 +6,8 @@ import json
 import pytest
 
 from agentd.errors import DecodingError, ModelError, OptimizerError
+from agentd.opto.algorithms.optoprime import OptoPrime
 from agentd.opto.contract import LlmReply, Screening
-from agentd.opto.optoprime import OptoPrime
 from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceFunction, TraceGraph, TraceNode
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0, description="How strong the reaction is.", bounds=(-10.0, 10.0))

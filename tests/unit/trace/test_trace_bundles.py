@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib.machinery
 import linecache
 import sys
 import traceback
@@ -763,3 +764,12 @@ def test_a_traceable_bundle_takes_keywords_and_plain_values():
 
     assert adds(1, b=node(5)).data == 6
     assert adds(1).data == 3
+
+
+def test_a_program_without_a_file_is_traced_and_its_details_are_told():
+    namespace = {"__name__": "__main__", "__loader__": importlib.machinery.BuiltinImporter}
+    exec(compile("from agentd.trace import bundle\n@bundle()\ndef triple(x):\n    return 3 * x\n", "<stdin>", "exec"), namespace)
+    tripled = namespace["triple"](2)
+    assert tripled.data == 6
+    assert tripled.info["fun_name"] == "triple"
+    assert tripled.info["line_number"] is None

@@ -151,6 +151,38 @@ async def main():
 first, second = asyncio.run(main())
 assert (first.data, second.data) == ("A", "B")
 """,
+    "an optimizer that reads the graph as data": """
+from opto.optimizers.optimizer import Optimizer
+from opto.optimizers.optoprime import node_to_function_feedback
+from opto.trace import bundle, node
+from opto.trace.utils import sum_feedback
+
+@bundle()
+def triple(x):
+    \"\"\"Three times x.\"\"\"
+    return 3 * x
+
+class Halving(Optimizer):
+    def _step(self):
+        self.read = node_to_function_feedback(sum_feedback(self.parameters))
+        return {parameter: parameter.data / 2 for parameter in self.parameters if parameter.py_name in self.read.roots}
+
+x = node(2.0, trainable=True, name="x", constraint="small")
+optimizer = Halving([x])
+y = triple(x) + 1
+optimizer.zero_feedback()
+optimizer.backward(y, "less")
+optimizer.step()
+read = optimizer.read
+assert x.data == 1.0
+assert [call for level, call in read.graph] == ["triple0 = triple(x=x0)", "add0 = add(x=triple0, y=int0)"]
+assert [level for level, call in read.graph] == [1, 2]
+assert read.roots == {"x0": (2.0, "small"), "int0": (1, None)}
+assert read.others == {"triple0": (6.0, None)}
+assert read.output == {"add0": (7.0, None)}
+assert read.user_feedback == "less"
+assert "Three times x." in read.documentation["triple"]
+""",
     "an optimizer's loop over a batch": """
 import json
 from types import SimpleNamespace
@@ -219,6 +251,10 @@ from opto.trace.propagators.propagators import AbstractPropagator, Propagator, S
 from opto.trace.utils import contain, for_all_methods, parse_eqs_to_dict, render_opt_step, sum_feedback
 from opto.optimizers import OPRO, OptoPrime, OptoPrimeMulti, TextGrad
 from opto.optimizers.optimizer import Optimizer
+from opto.optimizers.opro import OPRO
+from opto.optimizers.optoprime import FunctionFeedback, OptoPrime, node_to_function_feedback
+from opto.optimizers.optoprimemulti import OptoPrimeMulti
+from opto.optimizers.textgrad import TextGrad
 """.strip().splitlines()
 
 

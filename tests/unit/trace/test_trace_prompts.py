@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from agentd.opto.algorithms.optoprime import OptoPrime
 from agentd.opto.contract import LlmReply, OptimizerContext
-from agentd.opto.optoprime import OptoPrime
 from agentd.opto.rendering import Limits, Renderer
 from agentd.records import Feedback, Problem
 from agentd.trace import Graph, bundle, model, node
