@@ -144,6 +144,7 @@ class LitellmClient:
                 "no model is configured: name one in agent.toml ([models] names, [optimizer] models), or models in agentd.toml", model=""
             )
         failures: list[ModelError] = []
+        await self._load()  # once, and its time is not the model's
         try:
             async with asyncio.timeout(self._settings.total_timeout):
                 for model in models:
