@@ -16,6 +16,7 @@ from processes import alive
 
 from agentd.clock import SystemClock
 from agentd.records import Source, make_revision
+from agentd.runners.forkserver import Forkserver
 from agentd.runners.local import LocalRunner
 from agentd.spec import AgentSpec
 
@@ -47,14 +48,15 @@ async def until():
 
 
 class Runners:
-    """Starts runners in a folder of the test's own, and leaves none behind."""
+    """Starts runners in a folder of the test's own, and leaves none behind. They are forked, as a daemon's are, unless a test says None."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, forkserver: Forkserver) -> None:
         self.state = state
+        self.forkserver = forkserver
         self.epoch = 0
         self._open = []
 
-    async def start(self, spec, *, broker=None, epoch=None, seed=1, forkserver=None):
+    async def start(self, spec, *, broker=None, epoch=None, seed=1, **options):
         self.epoch = self.epoch + 1 if epoch is None else epoch
         runner = await LocalRunner.adopt_or_start(
             spec=spec,
@@ -63,7 +65,7 @@ class Runners:
             broker=broker,
             clock=SystemClock(),
             seed=seed,
-            forkserver=forkserver,
+            **{"forkserver": self.forkserver} | options,
         )
         self._open.append(runner)
         return runner
@@ -81,9 +83,16 @@ class Runners:
                     await asyncio.sleep(0.01)
 
 
+@pytest.fixture(scope="session")
+def shared_forkserver():
+    """One for all tests of a process: most of what a runner costs is its imports."""
+    with Forkserver() as forkserver:
+        yield forkserver
+
+
 @pytest.fixture
-async def runners(tmp_path):
-    started = Runners(tmp_path)
+async def runners(tmp_path, shared_forkserver):
+    started = Runners(tmp_path, shared_forkserver)
     yield started
     await started.aclose()
 

@@ -123,8 +123,9 @@ def plan(stable, candidate, *, order=(Role.CANDIDATE, Role.STABLE), device="sim-
     )
 
 
-async def test_a_stable_revision_runs_episode_after_episode(runners, make_spec, make_program):
-    runner = await served(runners, make_spec(), make_program(BALANCE))
+@pytest.mark.parametrize("options", [{}, {"forkserver": None}], ids=["forked", "a program of its own"])
+async def test_a_stable_revision_runs_episode_after_episode(runners, make_spec, make_program, options):
+    runner = await served(runners, make_spec(), make_program(BALANCE), **options)
     first, second = await episode(runner), await episode(runner)
     assert (first.outcome, first.role, first.purpose) == (Outcome.FINISHED, Role.STABLE, Purpose.NORMAL)
     assert [step.tick for step in first.steps] == list(range(50))
