@@ -13,6 +13,7 @@ import pytest
 from hosted import quick
 
 from agentd.cli.context import Refused
+from agentd.store import SqlStore
 
 
 async def refused(hosted, **settings):
@@ -23,7 +24,7 @@ async def refused(hosted, **settings):
     return hosted.log()
 
 
-async def test_every_mistake_in_an_agent_toml_is_told_at_once_and_other_agents_run(hosted):
+async def test_every_mistake_in_an_agent_toml_is_told_at_once_and_other_agents_run_also_when_a_second_daemon_is_refused(hosted):
     hosted.add_agent(name="well", edit=quick())
     wrong = hosted.add_agent(name="wrong", edit=quick(release__alpha=5, environment__max_steps="many", optimizer__algorithm="magic"))
     toml = wrong / "agent.toml"
@@ -40,16 +41,29 @@ async def test_every_mistake_in_an_agent_toml_is_told_at_once_and_other_agents_r
     assert "agent.toml" in broken["unreadable"]
     assert {"well", twin.name} & broken.keys()  # one of the two with the same name runs
     assert {event["agent"] for event in await hosted.events("agent.failed")} >= {"wrong", "unreadable"}
-    await hosted.until_scored(3, "well")
+    await hosted.until_scored(1, "well")
+
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentd", "run", "--config", str(hosted.folder / "agentd.toml")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(second.communicate(), 40)
+    assert second.returncode == 1
+    assert "another agentd" in said.decode()
+    agent = await hosted.agent("well")
+    await hosted.until_scored(agent["episodes"] + 3, "well")
+    assert (await hosted.agent("well"))["runner_session"] == agent["runner_session"]
     assert await hosted.stop() == 0
     robot.prove()
 
 
 async def test_a_database_from_a_newer_version_is_refused_and_left_alone(hosted):
     hosted.add_agent(edit=quick())
-    await hosted.start()
-    assert await hosted.stop() == 0
     path = hosted.state / "agentd.db"
+    hosted.state.mkdir(mode=0o700)
+    async with await SqlStore.open(f"sqlite+aiosqlite:///{path}"):
+        pass
     with closing(sqlite3.connect(path)) as database:
         database.execute("UPDATE alembic_version SET version_num = '9999_from_the_future'")
         database.commit()
@@ -70,26 +84,6 @@ async def test_a_port_in_use_is_named_and_nothing_is_started(hosted):
     assert f"127.0.0.1:{port}" in said
     assert "http_port" in said
     assert not list(hosted.state.glob("runners/*.sock"))
-
-
-async def test_a_second_daemon_on_the_same_state_is_refused_and_the_first_goes_on(hosted):
-    hosted.add_agent(edit=quick())
-    robot = await hosted.robot()
-    await hosted.start()
-    await hosted.until_scored(1)
-    second = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agentd", "run", "--config", str(hosted.folder / "agentd.toml")),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said, _ = await asyncio.wait_for(second.communicate(), 40)
-    assert second.returncode == 1
-    assert "another agentd" in said.decode()
-    agent = await hosted.agent()
-    await hosted.until_scored(agent["episodes"] + 3)
-    assert (await hosted.agent())["runner_session"] == agent["runner_session"]
-    assert await hosted.stop() == 0
-    robot.prove()
 
 
 @pytest.fixture

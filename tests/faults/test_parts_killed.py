@@ -34,7 +34,8 @@ def policy_workers(runner):
     return [process.pid for process in psutil.Process(runner).children(recursive=True) if not process.children()]
 
 
-async def test_a_runner_that_is_killed_is_replaced_and_the_robot_helps_itself_meanwhile(hosted):
+@pytest.mark.timeout(180)  # three parts, one after the other
+async def test_a_runner_a_broker_and_a_robot_that_are_killed_come_back_into_the_canary(hosted, mosquitto):
     robot, release = await canary(hosted, "--action-timeout", "0.1", "--step-ms", "5")  # it is nearly always in an episode
     for _ in range(2):
         session, fallbacks = (await hosted.agent())["runner_session"], robot.sources()["fallback"]
@@ -48,6 +49,20 @@ async def test_a_runner_that_is_killed_is_replaced_and_the_robot_helps_itself_me
         await goes_on(hosted, release)
         assert robot.sources()["fallback"] > fallbacks
     assert any("lost" in event["message"] for event in await hosted.events("agent.failed"))
+
+    fallbacks = robot.sources()["fallback"]
+    mosquitto.kill()
+    await hosted.until(lambda: robot.sources()["fallback"] > fallbacks)
+    mosquitto.start()
+    await goes_on(hosted, release)
+
+    robot.prove()
+    robot.process.kill()  # in the middle of a pair: it never rests
+    await robot.process.wait()
+    await hosted.until(lambda: hosted.events("device.left"))
+    robot = await hosted.robot()  # its log goes on, too
+    after = await goes_on(hosted, release)
+    assert after["lost_pairs"] > 0
     assert await hosted.stop() == 0
     robot.prove()
 
@@ -84,24 +99,5 @@ async def test_workers_that_are_killed_cost_safe_actions_and_their_revisions_go_
     status = await hosted.agent()
     assert status["state"]["stable"] == release["reference"]
     assert status["health"] != "failed"
-    assert await hosted.stop() == 0
-    robot.prove()
-
-
-async def test_a_broker_and_a_robot_that_are_killed_come_back_into_the_canary(hosted, mosquitto):
-    robot, release = await canary(hosted)
-    fallbacks = robot.sources()["fallback"]
-    mosquitto.kill()
-    await hosted.until(lambda: robot.sources()["fallback"] > fallbacks)
-    mosquitto.start()
-    await goes_on(hosted, release)
-
-    robot.prove()
-    robot.process.kill()  # in the middle of a pair: it never rests
-    await robot.process.wait()
-    await hosted.until(lambda: hosted.events("device.left"))
-    robot = await hosted.robot()  # its log goes on, too
-    after = await goes_on(hosted, release)
-    assert after["lost_pairs"] > 0
     assert await hosted.stop() == 0
     robot.prove()

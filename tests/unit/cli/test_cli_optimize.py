@@ -116,7 +116,7 @@ async def laptop(tmp_path):
     await made.aclose()
 
 
-async def test_the_greeting_policy_learns_and_its_store_serves_what_it_learned(laptop):
+async def test_the_greeting_policy_learns_and_a_daemon_serves_what_it_learned_and_is_not_disturbed(laptop):
     async with ScriptedLlm(in_turn([suggest(greet=MUTE), GOOD])) as model:
         ended = await laptop.optimize("-n", "2", model=model)
         prompts = "\n".join(request.prompt for request in model.requests)
@@ -141,10 +141,6 @@ async def test_the_greeting_policy_learns_and_its_store_serves_what_it_learned(l
     assert not any(case.input in prompts for case in parts.validation), "no model sees a held-back case"
     assert KEY not in ended.output + ended.errors
 
-
-async def test_a_daemon_adopts_what_was_found(laptop):
-    async with ScriptedLlm(GOOD) as model:
-        found = (await laptop.optimize("-n", "1", model=model)).document["after"]
     daemon = await laptop.start("run", "--agents", str(laptop.agent))
     async with asyncio.timeout(90):
         while True:
@@ -154,8 +150,12 @@ async def test_a_daemon_adopts_what_was_found(laptop):
                     if status.get("episodes", 0) >= 2:
                         break
             await asyncio.sleep(0.1)
-    assert status["state"]["stable"] == found
+    assert status["state"]["stable"] == document["after"]
     assert status["recent"] == [1.0] * len(status["recent"])
+    process = await laptop.start("optimize", str(laptop.agent), "-n", "1")
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert "another agentd runs with the state directory" in errors.decode()
     daemon.terminate()
     assert (await laptop.ended(daemon)).code == 0
 
@@ -238,18 +238,6 @@ async def test_the_table_says_what_became_of_each_proposal(laptop):
     assert "1: optoprime promoted" in ended.errors
 
 
-async def test_it_keeps_away_from_a_state_directory_that_a_daemon_holds(laptop):
-    daemon = await laptop.start("run", "--agents", str(laptop.agent.parent / "none"))
-    async with asyncio.timeout(90):
-        while not (laptop.state / "daemon.json").exists():  # noqa: ASYNC110 - another process's file
-            await asyncio.sleep(0.1)
-    ended = await laptop.optimize("-n", "1")
-    assert ended.code == 1
-    assert "another agentd runs with the state directory" in ended.errors
-    daemon.terminate()
-    await laptop.ended(daemon)
-
-
 async def test_an_agent_that_is_not_there_is_wrong_usage(laptop):
     process = await laptop.start("optimize", "nobody")
     ended = await laptop.ended(process)
@@ -322,6 +310,7 @@ async def test_an_agent_that_asks_models_itself_is_improved_with_the_same_models
     assert {row.purpose for row in usage} == {"policy", "optoprime"}
 
 
+@pytest.mark.long  # what a daemon says of it is in tests/e2e/test_models.py
 async def test_an_agent_whose_models_never_answer_is_not_waited_for(triage):
     async with ScriptedLlm(in_turn([Reply(status=401, error=f"the key {KEY} is wrong")])) as model:
         ended = await triage.optimize("-n", "1", model=model)
