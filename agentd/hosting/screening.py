@@ -41,7 +41,10 @@ def validate(values: Mapping[str, Value], parameters: tuple[Parameter, ...], kee
 
 
 async def screen(release: Release, routes: Routes, keeper: Keeper) -> Passed | Failed:
-    """The sandbox loads it, and recorded steps are replayed: no exception, actions inside the envelope. Raises RunnerError."""
+    """The sandbox loads it, and recorded steps are replayed: no exception, actions inside the envelope, in time.
+
+    Raises RunnerError.
+    """
     try:
         runner = await routes.load(release.candidate)
         summaries = await keeper.store.episodes(keeper.name, limit=SCREEN_EPISODES, revision=release.reference)
@@ -51,6 +54,8 @@ async def screen(release: Release, routes: Routes, keeper: Keeper) -> Passed | F
         return _failed(f"{type(error).__name__}: {error}", getattr(error, "traceback", ""))
     if report.error or report.invalid:
         return _failed(report.error or f"{report.invalid} of {report.ticks} actions are outside the envelope", report.traceback)
+    if report.late:
+        return Failed(Verdict(phase=Phase.REJECTED, stage="screening", reason=f"too slow: {report.late}"[:REASON_LIMIT]))
     screening = Screening(
         episodes=len(episodes), ticks=report.ticks, differing=report.differing, invalid=report.invalid, max_latency=report.max_latency
     )

@@ -53,6 +53,8 @@ class ScreenReport(Record, frozen=True, kw_only=True):
     error: str = ""
     traceback: str = ""
     first_invalid: str = ""
+    late: str = ""
+    """Why it is too slow for its plant; empty where it isn't."""
     changed: dict[int, Value] = msgspec.field(default_factory=dict)
     unrecorded: int = 0
     """Episodes that could be replayed only up to a question to a model that is not recorded."""

@@ -1,6 +1,8 @@
 """Screening: recorded steps replayed in a loaded worker, before it meets a plant. It compares actions, never scores."""
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,19 +15,41 @@ from agentd.runners.models import RecordedDesk
 from agentd.sandbox import UNCHANGED, PolicyWorker
 
 CHANGES_TOLD = 3
+ATTEMPTS = 2
+"""How often an episode is replayed before its policy is called too slow."""
 
 
-async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Episode], clock: Clock) -> ScreenReport:
+async def screen(
+    worker: PolicyWorker,
+    envelope: Envelope,
+    episodes: Sequence[Episode],
+    clock: Clock,
+    *,
+    deadline: float | None = None,
+    allowed_misses: int = 0,
+) -> ScreenReport:
     """Run the worker's policy, an instance of its own, on the observations of `episodes`.
 
     Ticks at which the plant got the safe action are skipped. What the policy asks of models is answered from the record; an episode in
     which it asks something else is replayed up to there. The program's first exception is in the report; when the worker itself is lost
-    (killed, timed out), the replay ends there.
+    (killed, timed out), the replay ends there. So it does where more than `allowed_misses` answers of an episode took longer than
+    `deadline` (seconds; None: there is none), and did so again when it was replayed once more: what slowed the machine passes, a slow
+    policy is slow twice.
     """
-    replay = _Replay(worker, envelope, clock)
+    replay = _Replay(worker, envelope, clock, deadline, allowed_misses)
     for episode in episodes:
+        before = replay
         try:
-            await replay.run(episode)
+            for _ in range(ATTEMPTS):
+                replay = copy.copy(before)
+                if await replay.run(episode):
+                    break
+            else:
+                replay.late = (
+                    f"more answers than guardrails.deadline_misses_per_episode = {allowed_misses} took longer than the deadline of "
+                    f"{1000 * (deadline or 0.0):g} ms, each time that episode {episode.id} was replayed"
+                )
+                break
         except SandboxError as failure:
             replay.errors += 1
             replay.error = replay.error or f"{type(failure).__name__}: {failure}"
@@ -38,20 +62,23 @@ async def screen(worker: PolicyWorker, envelope: Envelope, episodes: Sequence[Ep
 class _Replay:
     """The episodes of one screening, one after the other."""
 
-    def __init__(self, worker: PolicyWorker, envelope: Envelope, clock: Clock) -> None:
+    def __init__(self, worker: PolicyWorker, envelope: Envelope, clock: Clock, deadline: float | None, allowed_misses: int) -> None:
         self.errors = 0
-        self.error = self.traceback = ""
+        self.error = self.traceback = self.late = ""
         self._worker = worker
         self._envelope = envelope
         self._clock = clock
+        self._deadline = deadline
+        self._allowed_misses = allowed_misses
         self._device = f"screen-{worker.pid}"
         self._ticks = self._differing = self._invalid = self._unrecorded = 0
         self._max_latency = 0.0
         self._first_invalid = self._first_unrecorded = self._changed_in = ""
         self._changed: dict[int, Value] = {}
 
-    async def run(self, episode: Episode) -> None:
-        """Replay one episode. Raises SandboxError for what the program did."""
+    async def run(self, episode: Episode) -> bool:
+        """Replay one episode; False as soon as too many answers came after the deadline. Raises SandboxError for what the program did."""
+        late = 0
         await self._worker.reset(self._device, f"screen-{episode.id}", episode.seed)
         if episode.state is not None:
             await self._worker.load_state(self._device, episode.state)
@@ -61,7 +88,10 @@ class _Replay:
             if step.safe is not None or step.observation is None:
                 before, previous = step.action, None
                 continue
-            action = await self._act(step, before)
+            action, seconds = await self._act(step, before)
+            late += self._deadline is not None and seconds > self._deadline
+            if late > self._allowed_misses:
+                break
             if action is UNCHANGED:
                 self._unrecorded += 1
                 break
@@ -74,25 +104,31 @@ class _Replay:
             same = _same(action, step.action)
             self._differing += not same
             if not same and self._changed_in in {"", episode.id} and len(self._changed) < CHANGES_TOLD:
-                self._changed_in, self._changed[step.tick] = episode.id, action
+                self._changed_in, self._changed = episode.id, {**self._changed, step.tick: action}
             before = UNCHANGED if same else step.action  # the recorded observations followed the recorded actions
             previous = step.action
         await self._worker.finish(self._device, episode.final_observation)
+        return late <= self._allowed_misses
 
-    async def _act(self, step: Step, before: Value) -> Value:
-        """The action; UNCHANGED where it came of a question to a model that was never asked, whatever the program made of that."""
-        began = self._clock.monotonic()
+    async def _act(self, step: Step, before: Value) -> tuple[Value, float]:
+        """The action, and the seconds that it took, without those in which worker or runner waited for a processor of a busy machine.
+
+        UNCHANGED where it came of a question to a model that was never asked, whatever the program made of that.
+        """
+        waited, began = _waited(self._worker.pid, "self"), self._clock.monotonic()
         desk = RecordedDesk(step.exchanges, self._worker.model_calls) if self._worker.model_calls else None
         try:
             action = await self._worker.act(self._device, step.tick, step.observation, safe=before, desk=desk)
         except PolicyError:
             if desk is None or not desk.missing:
                 raise
-        self._max_latency = max(self._max_latency, self._clock.monotonic() - began)
+        took = self._clock.monotonic() - began
+        self._max_latency = max(self._max_latency, took)
+        took -= _waited(self._worker.pid, "self") - waited
         if desk is not None and desk.missing:
             self._first_unrecorded = self._first_unrecorded or f"tick {step.tick}: {desk.missing}"
-            return UNCHANGED
-        return action
+            return UNCHANGED, took
+        return action, took
 
     def report(self) -> ScreenReport:
         """What was found."""
@@ -105,10 +141,19 @@ class _Replay:
             error=self.error,
             traceback=self.traceback,
             first_invalid=self._first_invalid,
+            late=self.late,
             changed=self._changed,
             unrecorded=self._unrecorded,
             first_unrecorded=self._first_unrecorded,
         )
+
+
+def _waited(*processes: int | str) -> float:
+    """Seconds in which they could run and got no processor, since they began; 0 where the kernel doesn't tell (proc(5), schedstat)."""
+    try:
+        return sum(int(Path(f"/proc/{process}/schedstat").read_bytes().split()[1]) for process in processes) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _same(one: Value, other: Value) -> bool:

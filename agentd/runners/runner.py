@@ -262,7 +262,10 @@ class Runner:
         worker = self._workers.get(self._known(message.revision))
         if worker is None:
             raise RunnerError(f"the worker of revision {message.revision[:10]} is not ready")
-        report = await screen(worker, self._control.envelope, message.episodes, self._clock)
+        control = self._control
+        report = await screen(
+            worker, control.envelope, message.episodes, self._clock, deadline=control.deadline, allowed_misses=control.allowed_misses
+        )
         return Done(request=message.request, report=report)
 
     async def _ask(self, message: messages.Ask) -> Done:

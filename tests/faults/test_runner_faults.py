@@ -181,7 +181,7 @@ async def test_a_late_answer_is_never_applied(runners, mqtt_spec, mosquitto, pla
 
 
 async def test_a_candidate_that_misses_too_many_deadlines_is_aborted(runners, mqtt_spec, mosquitto, plant, make_program, until):
-    program, candidate = make_program(BALANCE), make_program(SLOW_AT_TICK_5)
+    program, candidate = make_program(BALANCE), make_program(SLOW_AT_TICK_5.replace("== 5", ">= 5"))
     spec = mqtt_spec(deadline_ms=20.0, guardrails={"deadline_misses_per_episode": 2})
     daemon = await serve(runners, spec, mosquitto, program)
     await until(lambda: daemon.devices.get("robot-1") == "ready")
@@ -194,6 +194,8 @@ async def test_a_candidate_that_misses_too_many_deadlines_is_aborted(runners, mq
     await until(lambda: of(daemon, outcome=Outcome.ABORTED) and of(daemon, purpose=Purpose.RECOVERY) and len(of(daemon, pair="p")) == 2)
     aborted = of(daemon, outcome=Outcome.ABORTED)[0]
     assert (aborted.reason, aborted.deadline_misses) == ("deadline", 3)
+    recorded = (of(daemon, purpose=Purpose.RECOVERY)[0],)
+    assert "deadline of 20 ms" in (await daemon.runner.screen(candidate[1].id, recorded)).late, "screening would have stopped it"
     plant.prove()
     assert plant.sources["fallback"] == 0
     await daemon.aclose()

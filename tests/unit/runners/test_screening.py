@@ -1,0 +1,80 @@
+"""Screening in time: a replayed policy that is slower than its plant's deadline, and one that a busy machine held up. Real workers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from agentd.clock import SystemClock
+from agentd.records import Episode, Outcome, Purpose, Role, Source, Space, Step, make_revision
+from agentd.runners.envelope import Envelope
+from agentd.runners.messages import ScreenReport
+from agentd.runners.replay import screen
+from agentd.sandbox import Limits, PolicyWorker, Zygote
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DEADLINE = 0.2
+PROGRAM = """
+import time
+RUNS = []
+
+class Policy:
+    def reset(self, seed):
+        self.tick = 0
+        RUNS.append(seed)
+
+    def act(self, observation):
+        self.tick += 1
+        if {slow}:
+            time.sleep(0.25)
+        return 1
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def zygote() -> AsyncIterator[Zygote]:
+    async with await Zygote.start(imports=(), min_isolation=1) as started:
+        yield started
+
+
+def recorded(name: str, action: int = 1) -> Episode:
+    steps = tuple(Step(tick, 0, action) for tick in range(8))
+    about = {"agent": "a", "device": "d", "revision": "r", "role": Role.STABLE, "purpose": Purpose.NORMAL, "outcome": Outcome.FINISHED}
+    return Episode(id=name, started_at=0.0, duration=1.0, seed=1, steps=steps, **about)  # type: ignore[arg-type]
+
+
+async def screened(zygote: Zygote, slow: str, *, deadline: float | None = DEADLINE, allowed: int = 1) -> ScreenReport:
+    source = Source(digest="d", files={"controller.py": PROGRAM.format(slow=slow)}, entrypoint="controller:Policy")
+    limits = Limits(step_timeout=20.0, load_timeout=20.0, allowed_imports=("time",))
+    starting = PolicyWorker.start(zygote, source=source, revision=make_revision("a", "d", {}), limits=limits, on_log=print)
+    async with await starting as worker:
+        envelope = Envelope(Space(kind="discrete", n=2))
+        episodes = (recorded("first"), recorded("second", action=0))
+        return await screen(worker, envelope, episodes, SystemClock(), deadline=deadline, allowed_misses=allowed)
+
+
+async def test_more_late_answers_in_an_episode_than_are_allowed_are_too_slow(zygote: Zygote) -> None:
+    report = await screened(zygote, "self.tick > 6")
+    assert report.late == (
+        "more answers than guardrails.deadline_misses_per_episode = 1 took longer than the deadline of 200 ms, "
+        "each time that episode first was replayed"
+    )
+    assert report.error == ""
+
+
+async def test_as_many_late_answers_as_are_allowed_pass(zygote: Zygote) -> None:
+    report = await screened(zygote, "self.tick > 7")
+    assert (report.late, report.ticks, report.differing) == ("", 16, 8)
+    assert report.max_latency > DEADLINE
+
+
+async def test_an_episode_that_was_slow_once_counts_as_it_went_the_second_time(zygote: Zygote) -> None:
+    report = await screened(zygote, "len(RUNS) == 2 and self.tick == 5", allowed=0)  # the third run is the second one's episode again
+    assert (report.late, report.ticks, report.differing) == ("", 16, 8)
+    assert report.changed == {0: 1, 1: 1, 2: 1}
+
+
+async def test_an_agent_without_a_deadline_takes_its_time(zygote: Zygote) -> None:
+    report = await screened(zygote, "self.tick == 1", deadline=None, allowed=0)
+    assert (report.late, report.ticks) == ("", 16)
