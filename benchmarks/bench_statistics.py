@@ -166,13 +166,13 @@ def worlds(random, runs, worse=0.0):
     yield "20 devices, effects as large as the noise", pair(on_device, normal)
 
 
-def peeked_t(differences, alternative):
-    """Whether a paired t-test, looked at after each pair from the tenth on, ever has p < ALPHA."""
+def peeked_t(differences, alternative, alpha=ALPHA):
+    """The first pair, from the tenth on, after which a paired t-test that is looked at each time has p < alpha; or NEVER."""
     count = np.arange(1, differences.shape[1] + 1)
     mean = np.cumsum(differences, axis=1) / count
     variance = np.maximum(np.cumsum(differences**2, axis=1) / count - mean**2, 1e-12) * count / np.maximum(count - 1, 1)
     t = mean / np.sqrt(variance / count) * (1 if alternative == "greater" else -1)
-    return first((stats.t.sf(t, np.maximum(count - 1, 1)) < ALPHA) & (count >= 10))
+    return first((stats.t.sf(t, np.maximum(count - 1, 1)) < alpha) & (count >= 10))
 
 
 def mann_whitney(random, runs, shift, alpha=ALPHA, alternative="greater"):
@@ -262,8 +262,10 @@ def bench_candidates(runs):
     """Worst case for the levels: each earlier candidate reached confirmation, and none was promoted."""
     random, rows = np.random.default_rng(3), []
     settings = ReleaseSettings(prune_after_pairs=OFF)
-    canaries = Canaries.of(gaussian(random, (runs, PAIRS), 0.05), settings)
+    better = gaussian(random, (runs, PAIRS), 0.05)
+    canaries = Canaries.of(better, settings)
     shipped = Canaries.of(gaussian(random, (runs, PAIRS), 0.05), ReleaseSettings())
+    equal = gaussian(np.random.default_rng(11), (runs, PAIRS))
     control = OnlineAlpha(ALPHA)
     for position in range(1, 101):
         if position in {1, 10, 30, 100}:
@@ -277,6 +279,8 @@ def bench_candidates(runs):
                     f"{series:.6f}",
                     share([canaries.end(run, series)[0] == "promoted" for run in range(runs)]),
                     share(mann_whitney(random, runs, 0.05, level)),
+                    share(peeked_t(better, "greater", level) < NEVER),
+                    share(peeked_t(equal, "greater", level) < NEVER),
                 ]
             )
         control = control.update(promoted=False)
@@ -288,6 +292,8 @@ def bench_candidates(runs):
         "1/k^2 level",
         "promoted at that",
         f"Mann-Whitney after {PAIRS} at our level",
+        "peeked t-test at our level (invalid)",
+        "the same, an equal one",
     ]
     table(f"Power: a candidate better by 5% of the range (paired SD 10%), within {PAIRS} pairs, {runs} runs", header, rows)
 
