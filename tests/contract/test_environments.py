@@ -8,23 +8,25 @@ import subprocess
 import sys
 
 import pytest
+from brokers import Mosquitto
 
 from agentd.clock import SystemClock
 from agentd.environments import Joined, make_environment
 from agentd.environments.spaces import fit
 
 TICKS = 12
+SESSIONS = itertools.count(1)
 
 
-@contextlib.asynccontextmanager
-async def robot(url):
+@contextlib.contextmanager
+def robot(url):
     command = [sys.executable, "-m", "agentd.environments.standin", "--broker", url, "--agent", "cartpole", "--max-steps", "500"]
-    process = await asyncio.create_subprocess_exec(*command)
+    process = subprocess.Popen(command)
     try:
         yield
     finally:
         process.terminate()
-        await process.wait()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -35,6 +37,30 @@ def embedded_broker():
     finally:
         process.terminate()
         process.communicate()
+
+
+@contextlib.contextmanager
+def mosquitto_broker(folder):
+    broker = Mosquitto(folder)
+    broker.start()
+    try:
+        yield broker.url
+    finally:
+        broker.kill()
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The URL of agentd's own broker, with a robot that meets one test's environment after the other."""
+    with embedded_broker() as url, robot(url):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def external(tmp_path_factory):
+    """The URL of a Mosquitto, with such a robot."""
+    with mosquitto_broker(tmp_path_factory.mktemp("broker")) as url, robot(url):
+        yield url
 
 
 PLANT = """
@@ -69,12 +95,8 @@ async def environment(request, make_spec, tmp_path):
                 "safe_action": {"value": 0},
             }
             spec = make_spec(environment=tables)
-            if request.param == "mqtt over mosquitto":
-                broker = request.getfixturevalue("mosquitto").url
-            else:
-                broker = await asyncio.to_thread(stack.enter_context, embedded_broker())
-            await stack.enter_async_context(robot(broker))
-        made = make_environment(spec, session="s1", broker=broker, clock=SystemClock(), generator=random.Random(1))
+            broker = request.getfixturevalue("external" if request.param == "mqtt over mosquitto" else "embedded")
+        made = make_environment(spec, session=f"s{next(SESSIONS)}", broker=broker, clock=SystemClock(), generator=random.Random(1))
         yield await stack.enter_async_context(made)
 
 
