@@ -197,5 +197,5 @@ class LifeOfARelease(RuleBasedStateMachine):
             assert plan.reference == "s" or self.release.settings.goal is Goal.NO_WORSE
 
 
-LifeOfARelease.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+LifeOfARelease.TestCase.settings = settings(max_examples=settings.default.max_examples, stateful_step_count=30, deadline=None)
 TestLifeOfARelease = LifeOfARelease.TestCase

@@ -188,5 +188,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert [name for name, _ in self.weighed if name in mine] == mine
 
 
-AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=settings.default.max_examples, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

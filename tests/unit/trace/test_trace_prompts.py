@@ -78,8 +78,9 @@ async def test_the_worst_tick_is_among_those_that_are_shown(ticks):
     rewards = [1.0] * ticks
     worst = ticks - 300
     rewards[worst] = -5.0
-    assert f"{0.01 * worst:.2f}"[:-1] in await prompt(problem(ticks, tuple(rewards)))
-    assert f"[{0.01 * worst!r}, " in await prompt(problem(ticks, tuple(rewards)))
+    shown = await prompt(problem(ticks, tuple(rewards)))
+    assert f"{0.01 * worst:.2f}"[:-1] in shown
+    assert f"[{0.01 * worst!r}, " in shown
     assert f"[{0.01 * worst!r}, " not in await prompt(problem(ticks))
 
 
