@@ -7,6 +7,8 @@ from hosted import edited, mirrored, quick
 
 from agentd.testing.llm import Reply, ScriptedLlm
 
+pytestmark = pytest.mark.timeout(180)  # whole daemons that load litellm, on cores that others use too
+
 KEY = "sk-test-this-key-must-never-be-seen"
 PAIRS_ONLY = {"release__selection_pairs": 1}
 
@@ -59,7 +61,7 @@ async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, mo
     async def repaired():
         return "int(lean < 0.0)" in (await hosted.client.parameters("cartpole"))["act"]
 
-    await hosted.until(repaired)
+    await hosted.until(repaired, 120)  # an alarm, a proposal, a canary
     [release] = [found for found in await hosted.client.releases("cartpole") if found["phase"] == "promoted"]
     assert release["candidate"] in robot.revisions()
     prompt = model.server.requests[0].prompt
@@ -74,7 +76,6 @@ async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, mo
     robot.prove()
 
 
-@pytest.mark.timeout(120)  # a dozen answers, one after the other
 async def test_a_reply_that_can_not_be_used_or_a_service_that_fails_is_told_changes_nothing_and_is_asked_again(hosted, model):
     hosted.add_agent(edit=asking())
     robot = await hosted.robot()
@@ -123,7 +124,6 @@ async def test_a_service_that_hangs_is_given_up(hosted, model):
     robot.prove()
 
 
-@pytest.mark.timeout(180)  # five agents, on cores that others use too
 async def test_without_a_model_a_key_or_a_budget_no_model_is_asked_it_is_said_once_and_the_agents_go_on(hosted, model):
     scripted = ["openai/scripted"]
     wanting = {

@@ -8,6 +8,8 @@ from hosted import quick
 from agentd.cli.context import Refused
 from agentd.testing.llm import ScriptedLlm
 
+pytestmark = pytest.mark.timeout(180)  # one revision after the other, on cores that others use too
+
 ATTACKS = {
     "loops for ever": "while True: pass",
     "takes all memory": "self.hoard = bytearray(10**10)",
@@ -69,7 +71,11 @@ async def test_what_is_hostile_at_once_does_not_pass_screening(hosted):
 PATIENT = [name for name in ATTACKS if name not in {"takes memory bit by bit", "starts a program", "ends its process"}]
 
 
-@pytest.mark.parametrize("names", [PATIENT[::2], pytest.param(PATIENT[1::2], marks=pytest.mark.long)], ids=["some", "others"])
+FEW = PATIENT[::3]
+OTHERS = pytest.param([name for name in PATIENT if name not in FEW], id="others", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("names", [pytest.param(FEW, id="few"), OTHERS])
 async def test_what_behaves_until_it_meets_the_robot_is_rejected_there(hosted, names):
     robot, stable, code = await begin(hosted)
     for name in names:
@@ -127,7 +133,7 @@ async def shown(hosted, episode):
     return True
 
 
-LIES = ["garbage", "a cycle", "parents that are not there", "a gigantic trace"]
+LIES = ["a cycle", "a gigantic trace"]
 MORE_LIES = pytest.param([name for name in FORGERIES if name not in LIES], id="more", marks=[pytest.mark.long, pytest.mark.timeout(300)])
 
 
