@@ -42,6 +42,7 @@ async def check_all(where: Where, folders: Sequence[Path]) -> list[Finding]:
     found, specs = _check_agents([_find(folder, settings) for folder in folders] or _agent_folders(settings), settings)
     isolation = await asyncio.to_thread(probe)
     found += _check_isolation(isolation, specs)
+    found += map(_check_scope, specs)
     found += _check_realtime(specs)
     found.append(await _check_store(settings))
     found += [await _check_broker(url) for url in sorted(_brokers(settings, specs))]
@@ -105,6 +106,15 @@ def _check_isolation(isolation: Isolation, specs: Sequence[AgentSpec]) -> Iterat
     yield Finding(level, "isolation", given)
     for sentence in isolation.explanation:
         yield Finding("hint", "isolation", sentence)
+
+
+def _check_scope(spec: AgentSpec) -> Finding:
+    """Who wrote what runs outside of the sandbox."""
+    subject = f"scope of {spec.agent.name}"
+    if spec.sandbox.scope == "agent":
+        return Finding("good", subject, "agent: the whole program runs in the sandbox")
+    told = "code: only the bodies of code parameters run in the sandbox; the program is trusted with all that the runner's user may"
+    return Finding("hint", subject, told)
 
 
 def _check_realtime(specs: Sequence[AgentSpec]) -> Iterator[Finding]:

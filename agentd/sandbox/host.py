@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 from agentd import codec
 from agentd.errors import BudgetExhausted, ModelError
-from agentd.sandbox.wire import MAX_QUESTION, Act, Asked, Load, Request, Told
+from agentd.sandbox.wire import MAX_QUESTION, Act, Asked, Call, Define, Load, Request, Told
 from agentd.trace.host import checked
 
 _NOT_ALLOWED = "this agent may ask no models: its agent.toml has no [models]"
 _OUT_OF_PLACE = "models can be asked within `act` only"
+_IN_LEAF = 'a code parameter of an agent with scope = "code" can ask no models: ask in the program, and pass the answer on as an argument'
 
 
 class Connection(Protocol):
@@ -35,6 +36,7 @@ class WorkerHost:
         self._most = 0
         self._request: int | None = None
         """The request within which may be asked."""
+        self._in_leaf = False
         self._asked = 0
         self._blocking: dict[int, Told | None] = {}
         self._waiting: dict[int, asyncio.Future[Told]] = {}
@@ -43,6 +45,7 @@ class WorkerHost:
         """A request begins."""
         if isinstance(request, Load):
             self._most = request.model_calls
+        self._in_leaf = isinstance(request, Call | Define)
         self._request = request.id if isinstance(request, Act) else None
         self._asked = 0
 
@@ -78,6 +81,8 @@ class WorkerHost:
 
     def _ask(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> int:
         said = checked(messages, options)
+        if self._in_leaf:
+            raise ModelError(_IN_LEAF, model="")
         if self._most == 0 or self._request is None:
             raise ModelError(_OUT_OF_PLACE if self._most else _NOT_ALLOWED, model="")
         if self._asked >= self._most:

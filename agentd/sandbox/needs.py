@@ -21,6 +21,8 @@ from agentd.sandbox.loader import is_allowed
 from agentd.sandbox.plain import NotPlainError, pack
 from agentd.trace.bundle import FunModule
 from agentd.trace.core import AbstractNode
+from agentd.trace.host import current_host
+from agentd.trace.operators import acall_llm, call_llm
 from agentd.trace.source import parse, without_annotations
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -50,6 +52,11 @@ def needs_of(module: FunModule, source: str, allowed: Sequence[str]) -> Needs:
     for name in sorted(names):
         if name == function.name or name not in surroundings:
             continue  # itself; a builtin; or a NameError, as anywhere
+        if any(surroundings[name] is asking for asking in (call_llm, acall_llm, current_host)):
+            raise TraceError(
+                f"{module.name} asks models ({name}), which a code parameter can't do from its sandbox: ask in the program, "
+                "and pass the answer on"
+            )
         found = _import_of(name, surroundings[name], module)
         if found is not None and is_allowed(found[0], allowed):
             imports[name] = found

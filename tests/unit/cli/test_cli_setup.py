@@ -186,6 +186,19 @@ def test_check_says_what_isolates_workers_here(tmp_path: Path) -> None:
     assert any("cgroup" in message for message in told)
 
 
+def test_check_says_how_much_of_each_agent_is_in_the_sandbox(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        invoke("new", name, "--into", str(tmp_path))
+    with (tmp_path / "two" / "agent.toml").open("a") as file:
+        file.write('\n[sandbox]\nscope = "code"\n')
+    code, findings = check(tmp_path, str(tmp_path / "one"), str(tmp_path / "two"))
+    told = {finding["subject"]: (finding["level"], finding["message"]) for finding in findings if "scope" in finding["subject"]}
+    assert code == 0, bad(findings)
+    assert told["scope of one"] == ("good", "agent: the whole program runs in the sandbox")
+    assert told["scope of two"][0] == "hint"
+    assert "only the bodies of code parameters run in the sandbox; the program is trusted" in told["scope of two"][1]
+
+
 def test_check_tells_mistakes_in_a_brokers_address_and_no_password(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("AGENTD_BROKER_URL", "mqtt://arm:s3cret@127.0.0.1:9?colour=red&protocol=4")
     invoke("new", "robot", "--template", "cartpole", "--into", str(tmp_path))

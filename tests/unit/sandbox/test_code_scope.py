@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from agentd import codec
 from agentd.errors import LoadError, PolicyError, WorkerDied, WorkerTimeout
 from agentd.records import NodeKind, Source, TraceGraph, make_revision
 from agentd.sandbox import Limits, PolicyWorker, Zygote
+from agentd.sandbox.wire import Asked, Told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -303,6 +304,58 @@ async def test_an_argument_that_is_not_plain_is_refused_with_its_type(scopes: di
         await worker.reset("robot", "e", 1)
         with pytest.raises(PolicyError, match="x is a object, which can't enter the sandbox"):
             await worker.act("robot", 0, 1.0)
+
+
+class Desk:
+    """Answers with the last message in capitals."""
+
+    most = 4
+
+    def ask(self, question: Asked, until: float, tell: Callable[[Told], None]) -> None:
+        assert until > asyncio.get_running_loop().time()
+        tell(Told(question.id, question.number, question.messages[-1][1].upper()))
+
+    def close(self) -> None: ...
+
+
+ASKS = """
+import asyncio
+from agentd.trace import acall_llm, bundle, call_llm, model
+
+@model
+class Program:
+    @bundle(trainable=True)
+    def law(self, said, how):
+        if how == "import":
+            from agentd.trace import call_llm as ask
+            return ask("", "spend")
+        elif how == "host":
+            from agentd.trace.host import current_host
+            return current_host().complete([{"role": "user", "content": "spend"}])
+        return said + "!"
+
+    async def act(self, observation):
+        later = asyncio.ensure_future(acall_llm("", "later"))
+        await asyncio.sleep(0)
+        now = call_llm("Be loud.", observation)
+        return [self.law(now, observation), self.law(await later, "")]
+"""
+
+
+async def test_a_trusted_program_asks_models_and_its_code_parameters_may_not(scopes: dict[str, Zygote]) -> None:
+    async with await start(scopes["code"], ASKS, model_calls=4) as worker:
+        await worker.reset("robot", "e", 1)
+        assert await worker.act("robot", 0, "hello", desk=Desk()) == ["HELLO!", "LATER!"]
+        for tick, how in enumerate(("import", "host"), 1):
+            with pytest.raises(PolicyError, match=r"ModelError.*can ask no models: ask in the program, and pass the answer on"):
+                await worker.act("robot", tick, how, desk=Desk())
+        assert await worker.act("robot", 3, "again", desk=Desk()) == ["AGAIN!", "LATER!"]
+
+
+@pytest.mark.parametrize("asking", ["call_llm('', said)", "acall_llm('', said)"])
+async def test_a_code_parameter_that_asks_models_is_refused_at_load(scopes: dict[str, Zygote], asking: str) -> None:
+    with pytest.raises(LoadError, match=r"law asks models \(a?call_llm\).*ask in the program, and pass the answer on"):
+        await start(scopes["code"], ASKS, {"law": f"def law(self, said, how):\n    return {asking}"}, model_calls=4)
 
 
 def lives(pid: int) -> bool:
