@@ -1,29 +1,35 @@
-"""What a shipped controller has learned, exported and applied with `git apply`: the patched source acts like the revision did."""
+"""What a shipped controller or policy has learned, exported and applied with `git apply`: the patched source acts like the revision did."""
 
 import asyncio
+import json
 import random
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from agentd import ready
 from agentd.cli.app import app
 from agentd.opto.constants import find_constants, replace_constants
-from agentd.records import AgentState, Episode, Kind, Mode, Outcome, Purpose, Revision, Role, Source, Step, make_revision
+from agentd.records import AgentState, Episode, Exchange, Kind, Mode, Outcome, Purpose, Revision, Role, Source, Step, make_revision
 from agentd.runners.rerun import rerun
 from agentd.sandbox import Limits, PolicyWorker, Zygote
 from agentd.spec import EnvironmentKind, load_agent
 from agentd.store import SqlStore
+from agentd.trace.host import question_key
 
-CONTROLLERS = [folder.name for folder in ready.folders() if folder.parent.name == "controllers"]
+AGENTS = [folder.name for folder in ready.folders()]
 
 
 def observations(spec, count=200):
     """What such a plant may show."""
     generator = random.Random(7)
+    if spec.environment.kind is EnvironmentKind.DATASET:
+        cases = (ready.find(spec.agent.name) / spec.environment.dataset.path).read_text().splitlines()
+        return [json.loads(case)["input"] for case in cases[:20]]
     if spec.environment.kind is EnvironmentKind.GYMNASIUM:
         import gymnasium
 
@@ -41,10 +47,13 @@ def observations(spec, count=200):
 
 
 def retuned(parameter):
-    """Another value of the same kind: numbers moved, in code as elsewhere."""
+    """Another value of the same kind: numbers moved, in code as elsewhere; words changed."""
+    if parameter.kind is Kind.TEXT:
+        return f'{parameter.default}\nSay "one word", nothing else: \\ and {{}} are none.'
     if parameter.kind is Kind.CODE:
         constants = find_constants(parameter.default)
-        assert constants
+        if not constants:  # it computes with words
+            return parameter.default.replace('"en"', '"de"').replace('"Hello"', '"Bonjour"')
         return replace_constants(parameter.default, constants, [constant.value * -1.5 for constant in constants])
     assert parameter.kind is Kind.NUMBER
     high = (parameter.bounds or (None, None))[1]
@@ -64,16 +73,26 @@ def rewritten(parameter):
     return "\n".join([*head, *(indent + line for line in tail)]) + "\n"
 
 
+def asked(prompt: str, observation: str) -> Exchange:
+    """What a policy asks with this prompt, word for word, answered as no other prompt is."""
+    messages = (("system", prompt), ("user", observation))
+    return Exchange(key=question_key(messages, max_tokens=64, temperature=0.0), messages=messages, answer=question_key(messages))
+
+
 async def act(zygote, source: Source, revision: Revision, spec, seen):
     episode = Episode(
         id="e1", agent=spec.agent.name, device="bench", revision=revision.id, role=Role.STABLE, purpose=Purpose.NORMAL,
         outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, seed=3,
-        steps=tuple(Step(tick, observation, None) for tick, observation in enumerate(seen)),
     )  # fmt: skip
-    starting = PolicyWorker.start(zygote, source=source, revision=revision, limits=Limits.from_spec(spec.sandbox), on_log=print)
-    async with await starting as worker:
-        report = await rerun(worker, episode, None)
-        assert report.fault == ""
+    limits = Limits.from_spec(spec.sandbox, spec.models)
+    async with await PolicyWorker.start(zygote, source=source, revision=revision, limits=limits, on_log=print) as worker:
+        prompts = [revision.values.get(one.path, one.default) for one in worker.parameters if one.kind is Kind.TEXT]
+        steps = tuple(
+            Step(tick, observation, None, exchanges=tuple(asked(prompt, observation) for prompt in prompts))
+            for tick, observation in enumerate(seen)
+        )
+        report = await rerun(worker, msgspec.structs.replace(episode, steps=steps), None)
+        assert (report.fault, report.unrecorded) == ("", "")
         return worker.parameters, report.actions
 
 
@@ -82,8 +101,10 @@ def apply(folder: Path, patch: Path) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.parametrize("change", [retuned, rewritten])
-@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [(name, change) for name in AGENTS for change in (retuned, rewritten) if (name, change) != ("triage", rewritten)],  # it has no code
+)
 async def test_the_patched_source_acts_like_the_revision_that_learned(name, change, tmp_path):
     spec, source = load_agent(ready.find(name))
     seen = observations(spec)
@@ -109,5 +130,5 @@ async def test_the_patched_source_acts_like_the_revision_that_learned(name, chan
         described, actions = await act(zygote, patched, make_revision(name, patched.digest, {}), spec, seen)
     assert actions == wanted
     assert {one.path: one.kind for one in described} == {one.path: one.kind for one in parameters}
-    others = {file: text for file, text in source.files.items() if not file.startswith("controller")}
-    assert {file: patched.files[file] for file in others} == others
+    changed = {file for file, text in source.files.items() if patched.files[file] != text}
+    assert changed == {f"{name}.py" if spec.environment.kind is EnvironmentKind.DATASET else "controller.py"}
