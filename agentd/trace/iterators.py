@@ -11,7 +11,7 @@ from agentd.trace.nodes import MessageNode, apply, node, raise_error
 _ITERATE = Operator("iterate", "[iterate] The items of x, one by one.").form(("x",))
 
 
-def iterate(x: Any) -> Iterator[Any]:  # noqa: RET503 - raise_error does not return
+def iterate(x: Any) -> SeqIterable:  # noqa: RET503 - raise_error does not return
     """The items of a list, tuple, text, array, range, set or dict (its keys) as nodes. Raises ExecutionError (TypeError) for others."""
     x = node(x)
     value = x._data
@@ -29,45 +29,42 @@ def iterate(x: Any) -> Iterator[Any]:  # noqa: RET503 - raise_error does not ret
 
 
 class SeqIterable:
-    """Iterates over a node of a sequence; starts anew with each `iter`."""
+    """Iterates over a node of a sequence; each `iter` starts anew, and goes on where it is asked again (as `first, *rest = x` does)."""
 
     def __init__(self, wrapped_list: Any) -> None:
         self.wrapped_list = wrapped_list
-        self._index = 0
+        self._own = iter(self)
 
-    def __iter__(self) -> SeqIterable:
-        self._index = 0
-        return self
+    def __iter__(self) -> Iterator[Any]:
+        index = 0
+        while index < len(self.wrapped_list._data):
+            yield self.wrapped_list[index]
+            index += 1
 
     def __next__(self) -> Any:
-        if self._index >= len(self.wrapped_list._data):
-            raise StopIteration
-        item = self.wrapped_list[self._index]
-        self._index += 1
-        return item
+        return next(self._own)
 
     def __len__(self) -> int:
         return len(self.wrapped_list._data)
 
 
 class DictIterable:
-    """Iterates over a node of a dict: pairs of nodes, key and value."""
+    """Iterates over a node of a dict: pairs of nodes, key and value; as SeqIterable."""
 
     def __init__(self, wrapped_dict: Any) -> None:
         self.wrapped_dict = wrapped_dict
         self.keys = apply("keys", wrapped_dict)
-        self._index = 0
+        self._own = iter(self)
 
-    def __iter__(self) -> DictIterable:
-        self._index = 0
-        return self
+    def __iter__(self) -> Iterator[tuple[MessageNode, MessageNode]]:
+        index = 0
+        while index < len(self.keys._data):
+            key = self.keys[index]
+            index += 1
+            yield key, self.wrapped_dict[key]
 
     def __next__(self) -> tuple[MessageNode, MessageNode]:
-        if self._index >= len(self.keys._data):
-            raise StopIteration
-        key = self.keys[self._index]
-        self._index += 1
-        return key, self.wrapped_dict[key]
+        return next(self._own)
 
     def __len__(self) -> int:
         return len(self.keys._data)

@@ -235,7 +235,7 @@ class OperableNode(AbstractNode[T]):
     def __iter__(self) -> Iterator[Any]:
         from agentd.trace.iterators import iterate  # noqa: PLC0415 - as details
 
-        return iterate(self)
+        return iter(iterate(self))
 
     _item = _binary("getitem")
 

@@ -97,6 +97,26 @@ def test_unpacking_and_iterating_give_nodes_of_the_items():
     assert [item.data for item in node(range(3))] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("value", [(1, 2, 3), [1, 2, 3], range(1, 4), {1: 0, 2: 0, 3: 0}, np.array([1, 2, 3])])
+def test_the_rest_of_a_starred_unpacking_does_not_start_anew(value):
+    first, *rest = node(value)
+    assert [first.data, *(item.data for item in rest)] == [1, 2, 3]
+    *start, _, _, _ = node(value)
+    assert start == []
+    _, *_, last = node(value)
+    assert last.data == 3
+
+
+def test_pairs_of_a_dict_can_be_gone_through_again_and_unpacked():
+    pairs = node({"a": 1, "b": 2}).items()
+    for _ in range(2):
+        assert [(key.data, value.data) for key, value in pairs] == [("a", 1), ("b", 2)]
+    _, *((key, value),) = pairs
+    assert (key.data, value.data) == ("b", 2)
+    assert next(pairs)[0].data == "a"
+    assert next(pairs)[0].data == "b"
+
+
 def test_what_cannot_be_iterated_raises_an_execution_error_that_is_a_type_error():
     with pytest.raises(ExecutionError) as raised:
         list(node(1))
