@@ -11,7 +11,7 @@ from agentd.trace.context import current
 from agentd.trace.core import PARAMETER_FORM, AbstractNode
 from agentd.trace.forms import IDENTITY_OPERATORS, Operator, get_op_name
 from agentd.trace.operations import Made, OperableNode, apply, error_message, message, raise_error, unwrap
-from agentd.trace.values import check_bounds, check_value
+from agentd.trace.values import check_bounds, check_choices, check_value
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultingTypeVar
@@ -72,7 +72,7 @@ class ParameterNode(Node[T]):
             extra = self._more()
             extra.projections = tuple(projections)
             extra.bounds = None if bounds is None else check_bounds(bounds)
-            extra.choices = None if choices is None else tuple(choices)
+            extra.choices = None if choices is None else check_choices(choices)
             check_value(self._data, extra.bounds, extra.choices)
 
     @property

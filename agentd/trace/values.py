@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentd.errors import TraceError
@@ -12,12 +13,22 @@ def check_bounds(bounds: tuple[float | None, float | None]) -> tuple[float | Non
     """`bounds` as a pair. Raises TraceError where they are not (low, high) with low <= high."""
     try:
         low, high = bounds
-        ordered = low is None or high is None or low <= high
+        ordered = (low is None or low <= math.inf) and (high is None or -math.inf <= high) and (low is None or high is None or low <= high)
     except (TypeError, ValueError) as error:
         raise TraceError(f"bounds must be (low, high), either may be None: {bounds!r}") from error
     if not ordered:
         raise TraceError(f"bounds must be (low, high) with low <= high: {bounds!r}")
     return low, high
+
+
+def check_choices(choices: Sequence[Any]) -> tuple[Any, ...]:
+    """`choices` as a tuple. Raises TraceError where they are no collection, or an empty one."""
+    if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
+        raise TraceError(f"choices must be a list of values: {choices!r}")
+    found = tuple(choices)
+    if not found:
+        raise TraceError("choices must name at least one value")
+    return found
 
 
 def check_value(value: Any, bounds: tuple[float | None, float | None] | None, choices: tuple[Any, ...] | None) -> None:

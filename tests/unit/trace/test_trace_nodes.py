@@ -320,6 +320,12 @@ def test_bounds_and_choices_refuse_with_the_reason():
         node(1, trainable=True, choices=[True, False])
     with pytest.raises(TraceError, match="bounds must be"):
         node(1, trainable=True, bounds=(5, 1))
+    for bounds in (("a", "b"), (math.nan, 1), 3, (1,)):
+        with pytest.raises(TraceError, match="bounds must be"):
+            node(0.5, trainable=True, bounds=bounds)
+    for choices in ("abc", 3, []):
+        with pytest.raises(TraceError, match="choices must"):
+            node("a", trainable=True, choices=choices)
     with pytest.raises(TraceError, match="trainable"):
         node(1, bounds=(0, 1))
     arrays = node(np.array([0.5, 0.6]), trainable=True, bounds=(0, 1))
