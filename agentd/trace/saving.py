@@ -28,11 +28,15 @@ def save(program: Any, path: Path) -> None:
     """Writes the parameters of `program`. The file appears whole or not at all. Raises TraceError for a value that no file can hold."""
     content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "parameters": {}}
     for name, parameter in find_parameters(program).items():
-        content["parameters"][name] = _written(name, parameter)
+        try:
+            content["parameters"][name] = _written(parameter)
+            _json(content["parameters"][name])
+        except (TraceError, ValueError, RecursionError) as error:  # half a surrogate pair, too many digits, a list within itself
+            raise TraceError(f"parameter {name} can't be saved: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_bytes(_json(content))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -49,14 +53,14 @@ def load(program: Any, path: Path) -> None:
     missing = [name for name in parameters if name not in values]
     if missing:
         raise TraceError(f"{path} lacks the parameters {', '.join(missing)}")
-    before = {name: parameter._data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
+    before = [(parameter, parameter._data) for parameter in parameters.values()]
+    for name, parameter in parameters.items():
+        try:
             _set(parameter, values[name])
-    except TraceError as error:
-        for name, parameter in parameters.items():
-            parameter._data = before[name]
-        raise TraceError(f"{path}: {name}: {error}") from error
+        except TraceError as error:
+            for changed, value in before:
+                changed._data = value
+            raise TraceError(f"{path}: {name}: {error}") from error
 
 
 def _set(parameter: ParameterNode, value: Any) -> None:
@@ -68,13 +72,14 @@ def _set(parameter: ParameterNode, value: Any) -> None:
     parameter._data = value
 
 
-def _written(name: str, parameter: ParameterNode) -> dict[str, Any]:
+def _json(content: Any) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _written(parameter: ParameterNode) -> dict[str, Any]:
     if parameter._extra is not None and parameter._extra.code is not None:
         return {"code": parameter._data}
-    try:
-        encoded = _encode(parameter._data)
-    except TraceError as error:
-        raise TraceError(f"parameter {name} can't be saved: {error}") from error
+    encoded = _encode(parameter._data)
     return {"value": encoded} if _same(encoded, parameter._data) else {"encoded": encoded}
 
 
@@ -147,7 +152,7 @@ def _from_json(data: bytes) -> dict[str, Any]:
             name: _decode(item["encoded"]) if "encoded" in item else item["code"] if "code" in item else item["value"]
             for name, item in content["parameters"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TraceError(f"no file of saved parameters: {type(error).__name__}: {error}") from error
 
 

@@ -295,6 +295,11 @@ def test_arrays_are_saved_with_type_and_shape(tmp_path):
 def test_what_cannot_be_saved_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(TraceError, match=r"content\.0 can't be saved"):
         Holder(Seq(node(object(), trainable=True))).save(tmp_path / "x.json")
+    endless = [1]
+    endless.append(endless)
+    for value in ("half a pair: \ud800", 10**5000, endless):
+        with pytest.raises(TraceError, match=r"content\.0 can't be saved"):
+            Holder(Seq(node(value, trainable=True))).save(tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -306,6 +311,10 @@ def test_what_cannot_be_saved_is_refused_and_leaves_no_file(tmp_path):
         ('{"format": "agentd-parameters"}', "no file of saved parameters"),
         ("{", "no file of saved parameters"),
         ('{"format": "agentd-parameters", "version": 1, "parameters": {"gains.kp": {"value": 1.0}}}', "lacks the parameters mode"),
+        (
+            '{"format": "agentd-parameters", "version": 1, "parameters": {"x": {"encoded": {"array": {"dtype": "u1", "items": 999}}}}}',
+            "no file of saved parameters",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, said):
@@ -326,6 +335,14 @@ def test_loading_is_all_or_nothing(tmp_path):
         policy.load(tmp_path / "x.json")
     assert policy.gains.kp.data == 1.0
     assert policy.act(2).data == 2
+
+
+def test_a_value_that_is_refused_is_named_with_its_parameter(tmp_path):
+    program = Holder(Seq(node(1.0, trainable=True, bounds=(0, 5)), node("a", trainable=True, choices=["a", "b"])))
+    program.save(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text((tmp_path / "x.json").read_text().replace("1.0", "7.0"))
+    with pytest.raises(TraceError, match=r"content\.0: 7\.0 is outside"):
+        program.load(tmp_path / "x.json")
 
 
 class Evil:
