@@ -14,7 +14,7 @@ from agentd.trace.forms import Operator
 from agentd.trace.nodes import ExceptionNode, MessageNode, Node, ParameterNode
 from agentd.trace.propagation import SLICE, check_order, exhausted, topological_slices
 from agentd.trace.shortening import DROPPED
-from agentd.trace.summaries import Limits, Summariser, redact
+from agentd.trace.summaries import REDACTED, Limits, Summariser, names_a_secret, redact
 
 __all__ = ["Limits", "export", "export_slices", "from_bytes", "from_json", "revive", "to_bytes", "to_json"]
 
@@ -210,7 +210,7 @@ class _Exporter:
         if isinstance(node, MessageNode):  # an operation without inputs, such as environment_reset
             operator = self._operator(node._form.operator)
             kind = NodeKind.EXCEPTION if isinstance(node, ExceptionNode) else NodeKind.MESSAGE
-        value = self._error(node) if isinstance(node, ExceptionNode) else self._summarise(node._data)
+        value = self._error(node) if isinstance(node, ExceptionNode) else self._named(node._base, node._data)
         return self._append(
             TraceNode(name=self._name(node._base), kind=kind, operator=operator, value=value, description=redact(description))
         )
@@ -252,9 +252,13 @@ class _Exporter:
         key: Any = (type(value), value) if type(value) in _SHARED else (None, id(value))
         found = self._shared.get(key)
         if found is None:
-            found = self._append(TraceNode(name=self._name(base), kind=NodeKind.INPUT, value=self._summarise(value)))
+            found = self._append(TraceNode(name=self._name(base), kind=NodeKind.INPUT, value=self._named(base, value)))
             self._shared[key] = found
         return found
+
+    def _named(self, base: str, value: Any) -> Any:
+        """The summary of an input that was given under a name."""
+        return REDACTED if isinstance(value, str) and names_a_secret(base) else self._summarise(value)
 
     def _operator(self, operator: Operator) -> str:
         """The operator's name in this graph: two of the same name get a number."""

@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from agentd.errors import TraceError
@@ -33,25 +34,38 @@ _INT64 = 2**63
 
 _SECRET = re.compile(
     r"""
-    \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}                       # model providers, Stripe
+    \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,} | \bgsk_\w{20,} | \bxai-\w{20,} | \br8_\w{30,}  # model providers
+    | \b(?:[spr]k_(?:live|test)|whsec)_\w{16,}            # Stripe
     | \bgh[oprsu]_[A-Za-z0-9]{20,} | \bgithub_pat_\w{20,}   # GitHub
     | \bglpat-[\w-]{16,} | \bhf_[A-Za-z0-9]{20,}            # GitLab, Hugging Face
+    | \bnpm_[A-Za-z0-9]{30,} | \bpypi-[\w-]{16,}            # package registries
     | \bxox[abeoprs]-[\w-]{10,}                             # Slack
-    | \bA(?:KI|SI)A[0-9A-Z]{16}\b | \bAIza[\w-]{30,}        # AWS, Google
+    | \bA(?:KI|SI)A[0-9A-Z]{16}\b | \bAIza[\w-]{30,} | \bya29\.[\w-]{20,}  # AWS, Google
+    | \bSG\.[\w-]{16,100}\.[\w-]{16,}                      # SendGrid
     | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*                     # JSON web tokens
     | -----BEGIN\ [A-Z ]{0,30}PRIVATE\ KEY-----(?:[^-]{0,8000}-----END\ [A-Z ]{0,30}PRIVATE\ KEY-----|[^-]*)
     | (?i:\b(?:bearer|basic)\ +)[\w.~+/=-]{16,}             # Authorization headers
-    | (?<=://)[^/\s:@]{1,100}:[^/\s@]{1,200}(?=@)           # user:password in addresses
+    | (?i:\btoken\ +)(?=[\w.~+/=-]{0,200}\d)[\w.~+/=-]{20,}
+    | (?<=://)[^/\s:@]{0,100}:[^/\s@]{1,200}(?=@)           # user:password, or a token, in addresses
+    | (?<=://)(?=[^/\s:@]{0,200}\d)[^/\s:@]{12,200}(?=@)
     """,
     re.VERBOSE,
 )
+_NAMES = (
+    r"api[_-]?key|secret(?:[_-]?access)?(?:[_-]?key)?|(?:access|account|private)[_-]?key"
+    r"|(?:access|auth|refresh|bearer)?[_-]?token|passw(?:or)?d|passphrase|credential"
+)
 _ASSIGNED = re.compile(
-    r"""(?i)((?:api[_-]?key|secret|token|passw(?:or)?d|credential|private[_-]?key)["']?\s{0,4}[:=]\s{0,4}["']?)"""
-    r"""(?=[^\s"']{0,200}\d)(?=[^\s"']{0,200}[a-z])[^\s"',;(){}\[\]]{8,}"""
+    rf"""(?i)((?:(?:{_NAMES})\\?["']?\s{{0,4}}[:=]|[?&](?:key|sig|signature)=)\s{{0,4}}\\?["']?)"""
+    r"""(?=[^\s"']{0,200}\d)(?=[^\s"']{0,200}[a-z])[^\s"',;(){}\[\]\\]{8,}"""
 )
-_SECRET_KEY = re.compile(
-    r"(?i)^(?:.*[_-])?(?:api[_-]?key|secret|(?:access|auth|refresh|bearer)?[_-]?token|passw(?:or)?d|authorization|private[_-]?key)$"
+_PASSWORD = re.compile(r"""(?i)(\bpassw(?:or)?d=)(?=[^\s"']{0,200}\d)(?=[^\s"']{0,200}[a-z])[^\s"',;(){}\[\]\\]{6,}""")
+_QUOTED = re.compile(  # a quoted value of a quoted name, as in JSON, also JSON within JSON; or of a password in code
+    rf"""(?i)((?:(\\?["'])[\w-]{{0,40}}?(?:{_NAMES})\2\s{{0,4}}:|\bpassw(?:or)?d\s{{0,4}}=)\s{{0,4}}(\\?["']))"""
+    r"""(?:(?!\3)(?:\\.|[^\\\n])){1,4000}(?=\3)"""
 )
+_SECRET_KEY = re.compile(rf"(?i)^(?:.*[_-])?(?:{_NAMES}|credentials|authorization|(?:set-)?cookie)$")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,16 @@ def redact(text: str) -> str:
         text = text.encode(errors="replace").decode()
     if len(text) < 8:
         return text
-    return _ASSIGNED.sub(rf"\1{REDACTED}", _SECRET.sub(REDACTED, text))
+    text = _SECRET.sub(REDACTED, text)
+    for pattern in (_QUOTED, _ASSIGNED, _PASSWORD):
+        text = pattern.sub(rf"\1{REDACTED}", text)
+    return text
+
+
+@lru_cache(maxsize=4096)
+def names_a_secret(name: str) -> bool:
+    """Whether a value of this name is a key, token or password, as far as names tell: `apiKey`, `AWS_SECRET_ACCESS_KEY`, not `tokens`."""
+    return _SECRET_KEY.match(_HUMP.sub("_", name[:200])) is not None
 
 
 class Summariser:
@@ -163,7 +186,7 @@ class Summariser:
             if index >= self._limits.items:
                 return {"$type": "dict", "length": len(value), "items": kept}
             name = redact(str(key))[:200]
-            kept[name] = REDACTED if isinstance(item, str) and _SECRET_KEY.match(name) else self._value(item, depth - 1)
+            kept[name] = REDACTED if isinstance(item, str) and names_a_secret(name) else self._value(item, depth - 1)
         return kept
 
     def _array(self, numpy: Any, value: Any, depth: int) -> Any:

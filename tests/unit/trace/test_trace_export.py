@@ -1,5 +1,6 @@
 """Exported graphs: frozen, small, without secrets, and the same after every round trip."""
 
+import json
 import math
 
 import numpy as np
@@ -209,6 +210,11 @@ SECRETS = [
     "xoxb-123456789012-abcdef",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefghij",
     "hf_abcdefghijklmnopqrstuv",
+    "gsk_abcdefghijklmnopqrstuv1234",
+    "sk_live_51Habcdefghijklmnop",  # nothing that any service issued, as all of these
+    "whsec_abcdefghijklmnopqrst",
+    "npm_abcdefghijklmnopqrstuvwxyz0123456789",
+    "pypi-AgEIcHlwaS5vcmcabcd1234",
     "-----BEGIN RSA PRIVATE KEY-----\nMIIabc123\n-----END RSA PRIVATE KEY-----",
 ]
 
@@ -230,12 +236,64 @@ def test_named_secrets_are_redacted_and_ordinary_code_is_not():
     assert redact("api_key = 'a1b2c3d4e5f6'") == "api_key = '[redacted]'"
     assert redact("postgres://user:pass@host/db") == "postgres://[redacted]@host/db"
     assert "[redacted]" in redact("Authorization: Bearer abcdefghijklmnop1234")
+    for text, secret in (
+        ('{"password": "hunter2"}', "hunter2"),
+        ('{"client_secret": "correct horse \\" battery", "x": 1}', "horse"),
+        (json.dumps({"body": json.dumps({"password": "don't tell"})}), "tell"),
+        ('login(password="correct-horse")', "correct"),
+        ("password=hunter2", "hunter2"),
+        ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfi", "wJalr"),
+        ("SECRET_KEY=django-insecure-1abcdefgh", "insecure"),
+        ("AccountKey=abcDEF123456789+/==;EndpointSuffix=x", "abcDEF"),
+        ("redis://:s3cr3tpw@host:6379/0", "s3cr3t"),
+        ("https://s3cr3ttoken123@github.com/x", "s3cr3t"),
+        ("https://x/blob?sv=2&sig=abc123def456%3D", "abc123"),
+        ("Authorization: Token 9944b09199c62bcf9418ad846dd0e4bb", "9944b"),
+    ):
+        assert secret not in redact(text), text
+        assert redact(redact(text)) == redact(text)
+    assert set(summary({"AWS_SECRET_ACCESS_KEY": "k", "clientSecret": "k", "secret_key": "k", "Set-Cookie": "k"}).values()) == {
+        "[redacted]"
+    }
+    for harmless in (
+        '{"token_count": "12", "mode": "secret"}',
+        "password = read(secret)",
+        "sk_learn_model_of_the_plant",
+        "git@host:x",
+        "ssh://git@host/x",
+    ):
+        assert redact(harmless) == harmless
     for harmless in ("token = tokenizer(text)", "password: str = field()", "task-list of the desk-bound", "x = secret_sauce(angle)"):
         assert redact(harmless) == harmless
 
 
+def test_a_value_given_under_the_name_of_a_secret_is_not_shown():
+    @bundle()
+    def log_in(user, password):
+        """Logs in."""
+        return len(password)
+
+    with Graph() as graph:
+        log_in(node("ada"), "correct horse")
+        log_in(node("ada"), node("battery staple", name="api_key"))
+    shown = to_json(export(graph))
+    assert "horse" not in shown
+    assert "battery" not in shown
+    assert shown.count("[redacted]") == 2
+    assert "ada" in shown
+
+
 def test_a_hostile_text_is_redacted_in_linear_time():
-    for text in ("-----BEGIN PRIVATE KEY-----" * 2000, "token=" * 5000, "eyJ" * 20000, "://a" * 20000, "sk-" * 20000):
+    for text in (
+        "-----BEGIN PRIVATE KEY-----" * 2000,
+        "token=" * 5000,
+        "eyJ" * 20000,
+        "://a" * 20000,
+        "sk-" * 20000,
+        "password='\"token\\\\" * 2000,
+        "\"secret':\\'" * 2000,
+        "token " * 4000,
+    ):
         redact(text[:20_000])
 
 
