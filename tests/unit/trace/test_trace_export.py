@@ -215,6 +215,15 @@ SECRETS = [
     "whsec_abcdefghijklmnopqrst",
     "npm_abcdefghijklmnopqrstuvwxyz0123456789",
     "pypi-AgEIcHlwaS5vcmcabcd1234",
+    "xai-abcdefghijklmnopqrstuvwx",
+    "r8_abcdefghijklmnopqrstuvwxyz0123456789",
+    "github_pat_abcdefghijklmnopqrstuv",
+    "glpat-abcdefghij1234567890",
+    "ya29.a0AfH6SMBxabcdefghijkl",
+    "AIzaSyabcdefghijklmnopqrstuvwxyz01234",
+    "SG.abcdefghijklmnopqrst.abcdefghijklmnopqrst",
+    "Bearer abcdefghijklmnopqrst",
+    "Basic dXNlcjpwYXNzd29yZDEyMw==",
     "-----BEGIN RSA PRIVATE KEY-----\nMIIabc123\n-----END RSA PRIVATE KEY-----",
 ]
 
