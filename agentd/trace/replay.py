@@ -83,9 +83,13 @@ def difference(recorded: Value, replayed: Value) -> float:  # noqa: PLR0911 - a 
             return math.inf
         return max((difference(recorded[key], replayed[key]) for key in recorded), default=0.0)
     if isinstance(recorded, int | float) and isinstance(replayed, int | float):
-        if math.isnan(recorded) or math.isnan(replayed):
-            return 0.0 if math.isnan(recorded) and math.isnan(replayed) else math.inf
-        return 0.0 if recorded == replayed else abs(float(recorded) - float(replayed))
+        try:
+            size = abs(float(recorded) - float(replayed))
+        except OverflowError:  # an integer beyond every float
+            size = math.inf
+        if math.isnan(size):  # one is NaN, or both are the same infinity
+            return 0.0 if recorded == replayed or (math.isnan(recorded) and math.isnan(replayed)) else math.inf
+        return 0.0 if recorded == replayed else size
     return 0.0 if type(recorded) is type(replayed) and recorded == replayed else math.inf
 
 
