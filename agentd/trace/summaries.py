@@ -195,7 +195,8 @@ class Summariser:
             if index >= self._limits.items:
                 return {"$type": "dict", "length": len(value), "items": kept}
             name = redact(str(key))[:200]
-            kept[name] = REDACTED if isinstance(item, str) and names_a_secret(name) else self._value(item, depth - 1)
+            place = f"{name} #{index}" if name in kept else name  # as 1 and "1" are, or long keys that begin alike
+            kept[place] = REDACTED if isinstance(item, str) and names_a_secret(name) else self._value(item, depth - 1)
         return kept
 
     def _array(self, numpy: Any, value: Any, depth: int) -> Any:

@@ -183,6 +183,11 @@ def test_large_arrays_are_described_and_images_referred_to():
     assert summary(np.array(["a"]))["$type"] == "array"
 
 
+def test_keys_that_look_alike_as_text_are_all_kept():
+    assert summary({1: "a", "1": "b"}) == {"1": "a", "1 #1": "b"}
+    assert len(summary({"x" * 300 + end: end for end in "abc"})) == 3
+
+
 def test_objects_show_their_class_and_a_repr_that_may_fail():
     class Bad:
         def __repr__(self):
