@@ -60,7 +60,9 @@ class Text(str):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), print, Text("x"), np.array([None]), np.array(["x"]), [{"a": object()}], {object(): 1}], ids=repr
+    "value",
+    [object(), print, Text("x"), np.array([None]), np.array(["x"]), [{"a": object()}], {object(): 1}],
+    ids=["object", "function", "subclass of str", "array of objects", "array of texts", "object in a list", "object as a key"],
 )
 def test_what_is_not_plain_stays(value: Any) -> None:
     with pytest.raises(NotPlainError):
