@@ -70,6 +70,7 @@ class _Replay:
         self._clock = clock
         self._deadline = deadline
         self._allowed_misses = allowed_misses
+        self._processes = tuple(process for process in (worker.pid, worker.leaf_pid, "self") if process is not None)
         self._device = f"screen-{worker.pid}"
         self._ticks = self._differing = self._invalid = self._unrecorded = 0
         self._max_latency = 0.0
@@ -111,11 +112,11 @@ class _Replay:
         return late <= self._allowed_misses
 
     async def _act(self, step: Step, before: Value) -> tuple[Value, float]:
-        """The action, and the seconds that it took, without those in which worker or runner waited for a processor of a busy machine.
+        """The action, and the seconds that it took, without those in which worker, leaf or runner waited for a processor of a busy machine.
 
         UNCHANGED where it came of a question to a model that was never asked, whatever the program made of that.
         """
-        waited, began = _waited(self._worker.pid, "self"), self._clock.monotonic()
+        waited, began = _waited(self._processes), self._clock.monotonic()
         desk = RecordedDesk(step.exchanges, self._worker.model_calls) if self._worker.model_calls else None
         try:
             action = await self._worker.act(self._device, step.tick, step.observation, safe=before, desk=desk)
@@ -124,7 +125,7 @@ class _Replay:
                 raise
         took = self._clock.monotonic() - began
         self._max_latency = max(self._max_latency, took)
-        took -= _waited(self._worker.pid, "self") - waited
+        took -= max(0.0, _waited(self._processes) - waited)  # it can fall where the worker has just ended
         if desk is not None and desk.missing:
             self._first_unrecorded = self._first_unrecorded or f"tick {step.tick}: {desk.missing}"
             return UNCHANGED, took
@@ -148,7 +149,7 @@ class _Replay:
         )
 
 
-def _waited(*processes: int | str) -> float:
+def _waited(processes: Sequence[int | str]) -> float:
     """Seconds in which they could run and got no processor, since they began; 0 where the kernel doesn't tell (proc(5), schedstat)."""
     try:
         return sum(int(Path(f"/proc/{process}/schedstat").read_bytes().split()[1]) for process in processes) / 1e9
