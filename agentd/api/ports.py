@@ -16,9 +16,11 @@ class Health(enum.StrEnum):
     STARTING = "starting"
     OK = "ok"
     DEGRADED = "degraded"
+    FAILING = "failing"
+    """It is up, and of no use: no action of it is accepted, or none of its episodes can be judged."""
     FAILED = "failed"
     STOPPED = "stopped"
-    """No daemon hosts it now: read from the store."""
+    """No daemon hosts it now (read from the store), or its daemon is about to end."""
 
 
 class AgentStatus(Record, frozen=True):

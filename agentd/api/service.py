@@ -20,7 +20,11 @@ async def live() -> Response:
 
 @router.get("/readyz")
 async def ready(shared: Shared) -> Response:
-    """200 when the store answers and every agent that can be loaded is up, else 503. Needs no token and names nothing."""
+    """200 when the store answers and every agent that can be loaded is up, else 503. Needs no token and names nothing.
+
+    One that is up and of no use (`failing`) does not count: its plant is in its safe state or served, and without traffic to this API
+    nobody could mend it. `agentd status` and the metric `agentd_healthy` tell of it.
+    """
     try:
         await shared.store.agents()
     except StoreError as error:
@@ -39,6 +43,7 @@ async def read_metrics(shared: Shared, request: Request) -> Response:
         raise Problem(401, "unauthenticated", "metrics need the viewer's token", headers={"WWW-Authenticate": 'Bearer realm="agentd"'})
     metrics, agents = shared.metrics, shared.commands.status().agents
     for agent in agents:
+        metrics.health(agent.name, healthy=agent.health in {Health.OK, Health.DEGRADED})
         if agent.state is not None:
             metrics.agent(agent.name, stable=agent.state.stable, mode=agent.mode, isolation=agent.isolation, release=agent.release)
             metrics.holds(agent.state)

@@ -52,7 +52,7 @@ def status(
     json: Json = False,
     where: Where,
 ) -> None:
-    """What runs, and how well. Exits 1 if an agent has failed or is in quarantine, or a folder can't be loaded; 4 while one is starting.
+    """What runs, and how well. Exits 1 if an agent is down, of no use or in quarantine, or a folder is broken; 4 while one is starting.
 
     With --watch also 1 if a release that was in progress did not end as promoted, and 4 while one is in progress.
     """

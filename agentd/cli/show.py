@@ -24,6 +24,7 @@ STYLES = {
     "ready": "green",
     "promoted": "green",
     "failed": "bold red",
+    "failing": "bold red",
     "rejected": "red",
     "rolled_back": "red",
     "aborted": "red",
@@ -100,7 +101,7 @@ def health(agent: JSON) -> str:
     """How the agent is, in one word: what holds it back comes before how it does."""
     state = agent.get("state") or {}
     held = next((word for word in ("quarantined", "frozen", "paused") if state.get(HOLDS[word])), None)
-    return held if held and agent["health"] not in {"failed", "stopped"} else str(agent["health"])
+    return held if held and agent["health"] not in {"failed", "failing", "stopped"} else str(agent["health"])
 
 
 def put_on(hold: JSON) -> str:

@@ -22,8 +22,8 @@ PAUSE = 0.5
 
 
 def exit_code(agents: list[JSON], broken: Mapping[str, str]) -> int:
-    """Of a status: 1 if an agent has failed or is in quarantine, or a folder can't be loaded; 4 while an agent is starting; else 0."""
-    if broken or any(agent["health"] == "failed" or (agent["state"] or {}).get("quarantine") for agent in agents):
+    """Of a status: 1 if an agent has failed, is failing or in quarantine, or a folder can't be loaded; 4 while one is starting; else 0."""
+    if broken or any(agent["health"] in {"failed", "failing"} or (agent["state"] or {}).get("quarantine") for agent in agents):
         return FAILED
     return GOING_ON if any(agent["health"] == "starting" for agent in agents) else GOOD
 

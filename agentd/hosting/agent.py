@@ -403,11 +403,15 @@ class HostedAgent:
         """What an operator sees at a glance."""
         parts, runner = self._parts, self._runner
         state = parts.keeper.shown if parts else None
-        health = "ok" if runner is not None else "starting" if self._problem == STARTING else "failed"
+        down = "starting" if self._problem == STARTING else "stopped" if self._draining.is_set() and not self._problem else "failed"
+        health = "ok" if runner is not None else down
         if runner is not None and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
-        trouble = self._trouble or (self._models.trouble if self._models is not None else "")
-        if health == "ok" and trouble:
+        failing = parts.intake.trouble if parts is not None and runner is not None else ""
+        trouble = failing or self._trouble or (self._models.trouble if self._models is not None else "")
+        if failing:
+            health = "failing"
+        elif health == "ok" and trouble:
             health = "degraded"
         return AgentStatus(
             name=self.name,

@@ -5,6 +5,7 @@ import contextlib
 from collections import deque
 
 from agentd.errors import NotFound
+from agentd.hosting.failing import Failing
 from agentd.hosting.improver import Improver
 from agentd.hosting.judge import Judge
 from agentd.hosting.keeper import Keeper
@@ -33,9 +34,15 @@ class Intake:
         self._taken: deque[str] = deque(maxlen=2 * EPISODES_AHEAD)
         self._resent = 0
         self._feedback_failure = ""
+        self._failing = Failing()
         self.recent: deque[float] = deque(maxlen=RECENT)
         """Normalised scores of the stable revision, oldest first."""
         self.count = 0
+
+    @property
+    def trouble(self) -> str:
+        """What makes the agent useless though it is up; empty while nothing does."""
+        return self._failing.trouble
 
     def attach(self, runner: LocalRunner) -> None:
         """Begin anew with this runner: what an earlier connection brought and nobody acknowledged comes again."""
@@ -124,6 +131,7 @@ class Intake:
             if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
                 await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
             self._feedback_failure = feedback.failed
+        await self._weigh(episode, feedback)
         async with keeper.deciding:
             await self._releases.observe(episode, feedback)
             if self._is_watched(episode, feedback):
@@ -137,6 +145,15 @@ class Intake:
             self.recent.append(feedback.normalised)
         if state.improving:
             self._improver.wake()
+
+    async def _weigh(self, episode: Episode, feedback: Feedback) -> None:
+        """Say once that the agent is of no use, and once that it is again."""
+        before = self._failing.trouble
+        self._failing.weigh(episode, feedback)
+        if self._failing.trouble and not before:
+            await self._keeper.say("agent.failing", self._failing.trouble, episode=episode.id)
+        elif before and not self._failing.trouble:
+            await self._keeper.say("agent.recovered", "its actions are accepted, and its episodes judged", episode=episode.id)
 
     def _is_watched(self, episode: Episode, feedback: Feedback) -> bool:
         return (

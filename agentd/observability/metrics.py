@@ -69,6 +69,7 @@ class Metrics:
         self._dropped = counter("mqtt_dropped_messages", "MQTT messages that the runner ignored.", "reason")
         self._devices = gauge("devices", "Devices by status.", "status")
         self._held = gauge("held", "1 while this keeps the agent from going on: paused its episodes, the others its releases.", "by")
+        self._healthy = gauge("healthy", "1 while the agent is up, its actions are accepted and its episodes can be judged.")
         self._conflicts = gauge("source_conflicts", "Learned values that a changed source puts in question.")
         self._isolation = gauge("isolation_level", "How the agent's code is isolated: 0 not at all, 3 in namespaces.")
         for folded in (self._step, self._swap):
@@ -205,6 +206,11 @@ class Metrics:
     def windows(self, agent: str, waiting: int) -> None:
         """How many episodes of an agent may still be judged; called before a scrape."""
         self._windows_open.labels(agent).set(waiting)
+
+    def health(self, name: str, *, healthy: bool) -> None:
+        """Whether the agent is up and of use; called before a scrape."""
+        self._seen.add(name)
+        self._healthy.labels(name).set(healthy)
 
     def holds(self, state: AgentState) -> None:
         """What an operator or a rule holds back now, and what waits for a person; called before a scrape."""

@@ -4,7 +4,12 @@ import asyncio
 import shutil
 import signal
 
+import httpx
 from hosted import mirrored, quick
+from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
+
+from agentd.cli.app import app
 
 
 async def force(hosted, values, agent="cartpole"):
@@ -182,6 +187,50 @@ async def test_a_new_source_that_does_not_load_leaves_the_old_one_at_work(hosted
     assert (agent["state"]["stable"], agent["health"]) == (stable, "degraded")
     assert "can't be loaded" in agent["problem"]
     robot.prove()
+
+
+async def test_an_agent_whose_actions_are_all_refused_and_whose_judge_always_fails_is_not_well_until_it_is_mended(hosted):
+    simulated = {"kind": "gymnasium", "id": "CartPole-v1", "episode_interval": 0.01}
+    folder = hosted.add_agent(edit=quick(**{f"environment__{key}": value for key, value in simulated.items()}))
+    controller, judge = folder / "controller.py", folder / "feedback.py"
+    controller.write_text(controller.read_text().replace("int(lean > 0.0)", "7"))
+    judge.write_text(judge.read_text().replace("steps = episode.steps", "steps = episode.steps if not episode.steps[0].safe else 1 / 0"))
+    await hosted.start()
+    agent = await hosted.until(
+        lambda: troubled(hosted, "no action was accepted", "could be judged", "ZeroDivisionError", "invalid", "agentd show")
+    )
+    assert agent["health"] == "failing"
+    assert await exit_code(hosted, "status") == await exit_code(hosted, "status", "--watch") == 1
+    assert (await scraped(hosted))["agentd_healthy"] == 0.0
+
+    await force(hosted, {"act": (await code_of(hosted)).replace("return 7", "return int(lean > 0.0)")})
+    assert [event["kind"] for event in await hosted.until(lambda: told(hosted))] == ["agent.failing", "agent.recovered"]
+    agent = await hosted.agent()
+    assert (agent["health"], agent["problem"]) == ("ok", "")
+    assert await exit_code(hosted, "status") == 0
+    assert (await scraped(hosted))["agentd_healthy"] == 1.0
+
+
+async def troubled(hosted, *words):
+    agent = await hosted.agent()
+    return agent if all(word in agent["problem"] for word in words) else None
+
+
+async def told(hosted):
+    events = [
+        event for event in await hosted.client.events("cartpole", limit=500) if event["kind"].startswith(("agent.fail", "agent.recov"))
+    ]
+    return events if len(events) == 2 else None
+
+
+async def exit_code(hosted, *words):
+    return (await asyncio.to_thread(CliRunner().invoke, app, [*words, "--state", str(hosted.state)])).exit_code
+
+
+async def scraped(hosted):
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{hosted.client.url}/metrics")).text
+    return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
 async def test_in_advise_mode_a_proposal_waits_for_a_person(hosted):
