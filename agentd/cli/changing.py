@@ -1,5 +1,6 @@
 """The verbs that change: they need the daemon, and exit 3 without one."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from agentd.cli.client import Client
 
 ENDED = frozenset({"promoted", "rejected", "pruned", "inconclusive", "aborted", "rolled_back"})
+REVISION = re.compile("[0-9a-f]{4,64}")
+EXAMPLE = "3f9a04c21b"
 
 Release = Annotated[str | None, typer.Argument(help="The release's id (default: the one in progress).")]
 Wait = Annotated[
@@ -204,6 +207,13 @@ def rollback(
 
 
 def _serve(agent: str, revision: str | None, reason: str, where: Where, *, json: bool) -> None:
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise typer.BadParameter(
+            f"{revision!r} is no revision: its id is 64 of 0-9 and a-f, of which the first 4 to 10 do, such as {EXAMPLE}; "
+            f"`agentd status {agent}` shows the stable one, `agentd history {agent}` those that were tried",
+            param_hint="REVISION",
+        )
+
     async def work(client: "Client") -> int:
         current = (await client.agent(agent))["state"] or {}
         known_good = [current.get("last_good"), *(found for found, _ in reversed(current.get("good", [])))]

@@ -56,6 +56,16 @@ async def test_an_agent_in_quarantine_is_unhealthy_until_it_is_lifted(cli) -> No
     assert (await cli("status")).exit_code == 0
 
 
+@pytest.mark.parametrize("verb", ["pin", "rollback"])
+async def test_what_can_not_be_a_revision_is_told_with_what_one_looks_like_and_where_they_are_listed(cli, verb) -> None:
+    for wrong in ("zz", "3f9", "stable", "3F9A04"):
+        result = await cli(verb, "cartpole", wrong)
+        assert result.exit_code == 2
+        for words in (wrong, "3f9a04c21b", "agentd history", "cartpole"):
+            assert words in result.stderr
+    assert cli.api.bench.asked == []
+
+
 async def test_watching_where_nothing_goes_on_ends_at_once(cli) -> None:
     assert (await cli("status", "--watch")).exit_code == 0
     cli.api.bench.problem = "no runner"
@@ -89,8 +99,9 @@ async def test_watching_a_release_to_its_end_says_with_its_exit_code_what_became
     assert [release["phase"] for release in json.loads(result.stdout)["ended"]] == [phase]
 
 
-async def test_without_a_daemon_there_is_nothing_to_watch(lonely) -> None:
+async def test_without_a_daemon_there_is_nothing_to_watch_or_follow(lonely) -> None:
     assert (await lonely("status", "--watch")).exit_code == 3
+    assert (await lonely("events", "--follow")).exit_code == 3
 
 
 async def test_show_puts_changes_reasons_and_replay_in_front_of_who_approves(cli) -> None:
