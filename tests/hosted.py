@@ -158,6 +158,10 @@ class Hosted:
         self._children.append(process)
         return Robot(process, log)
 
+    def own(self, process: asyncio.subprocess.Process) -> None:
+        """End this process, too, when the test is over."""
+        self._children.append(process)
+
     async def start(self, *, wait: bool = True, environment: dict[str, str] | None = None, **settings: Any) -> None:
         """Start the daemon, and wait until its API answers."""
         lines = {

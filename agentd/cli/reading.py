@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from agentd.cli import details, differences, rebasing, traces, watching
 from agentd.cli import show as views
@@ -14,16 +15,16 @@ from agentd.cli.context import (
     Agent,
     Json,
     Limit,
-    UsageMistake,
     Where,
-    change,
     finish,
+    note,
     print_json,
     printable,
     seconds,
     where_to_ask,
     where_to_read,
 )
+from agentd.cli.lasting import Lasting
 from agentd.errors import NotFound
 
 
@@ -31,6 +32,17 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
     for verb in (status, agents, devices, history, show, diff, episodes, trace, logs, events):
         app.command(rich_help_panel="Look")(verb)
+
+
+def _tell(found: Any, shown: Callable[[], Table], nothing: str, *, json: bool) -> int:
+    """A table of what was found, or its document; that there is nothing is said on standard error."""
+    if json:
+        print_json(found)
+    elif found:
+        views.console().print(shown())
+    else:
+        note(nothing)
+    return GOOD
 
 
 def _read(where: Where, work: Callable[[Any], Awaitable[int]]) -> None:
@@ -62,7 +74,7 @@ def status(
     if watch:
         if where.store is not None:
             raise typer.BadParameter("a store can't be watched; leave out one of --watch and --store", param_hint="--watch")
-        change(where, lambda client: watching.watch(client, agent, limit, json=json))
+        finish(lambda: watching.watch(where, agent, limit, json=json))
 
     async def work(reader: Any) -> int:
         out = views.console()
@@ -112,8 +124,7 @@ def devices(agent: Agent, json: Json = False, *, where: Where) -> None:
     async def work(reader: Any) -> int:
         found = (await reader.agent(agent))["devices"]
         rows = [(device, views.word(status)) for device, status in sorted(found.items())]
-        print_json(found) if json else views.console().print(views.table(("device", "status"), rows))
-        return GOOD
+        return _tell(found, lambda: views.table(("device", "status"), rows), f"{agent} has no devices now", json=json)
 
     _read(where, work)
 
@@ -124,8 +135,8 @@ def history(agent: Agent, *, json: Json = False, limit: Limit = 50, where: Where
 
     async def work(reader: Any) -> int:
         found = await reader.releases(agent, limit)
-        print_json(found) if json else views.console().print(views.releases_table(found))
-        return GOOD
+        nothing = f"{agent} has no releases yet; `agentd propose {agent}` asks for one, `agentd submit` makes one"
+        return _tell(found, lambda: views.releases_table(found), nothing, json=json)
 
     _read(where, work)
 
@@ -195,8 +206,8 @@ def episodes(
 
     async def work(reader: Any) -> int:
         found = await reader.episodes(agent, limit, revision=revision, role=role)
-        print_json(found) if json else views.console().print(views.episodes_table(found))
-        return GOOD
+        asked = "" if role is None and revision is None else " of that role or revision"
+        return _tell(found, lambda: views.episodes_table(found), f"{agent} has no finished episodes{asked} yet", json=json)
 
     _read(where, work)
 
@@ -243,9 +254,11 @@ def logs(agent: Agent, json: Json = False, limit: Limit = 200, *, where: Where) 
         found = await reader.logs(agent, limit)
         if json:
             print_json(found)
-        else:
-            for line in found:
-                typer.echo(printable(line))
+            return GOOD
+        for line in found:
+            typer.echo(printable(line))
+        if not found:
+            note(f"the programs of {agent} have printed nothing since the daemon started; `agentd events {agent}` tells what happened")
         return GOOD
 
     _read(where, work)
@@ -260,30 +273,44 @@ def events(
     limit: Limit = 50,
     where: Where,
 ) -> None:
-    """What happened, oldest first. With --json --follow: one JSON document a line."""
+    """What happened, oldest first. With --json --follow: one JSON document a line.
+
+    A follower waits for a daemon that is restarted, and misses no event of its log; Ctrl-C ends it.
+    """
     if follow and where.store is not None:
         raise typer.BadParameter("a store can't be followed; leave out one of --follow and --store")
 
+    if follow:
+        finish(lambda: _follow(where, agent, limit, json=json))
+
     async def work(reader: Any) -> int:
-        out = views.console()
         found = await reader.events(agent, limit)
-        if json and not follow:
+        if json:
             print_json(found)
-            return GOOD
-
-        def tell(event: Any) -> None:
-            if json:
-                typer.echo(encoding.dumps(event, ensure_ascii=False))
-            else:
+        elif found:
+            out = views.console()
+            for event in found:
                 out.print(views.event_line(event))
-
-        for event in found:
-            tell(event)
-        if follow:
-            if not hasattr(reader, "follow"):
-                raise UsageMistake("there is no daemon whose events could be followed")
-            async for event in reader.follow(agent, after=found[-1]["seq"] if found else 0):
-                tell(event)
+        else:
+            note(f"nothing has happened yet{f' to {agent}' if agent else ''}")
         return GOOD
 
     _read(where, work)
+
+
+async def _follow(where: Where, agent: str | None, limit: int, *, json: bool) -> int:
+    out = views.console()
+
+    def tell(event: Any) -> None:
+        if json:
+            typer.echo(encoding.dumps(event, ensure_ascii=False))
+        else:
+            out.print(views.event_line(event))
+
+    async with Lasting(where) as daemon:
+        found = await daemon.client.events(agent, limit)
+        for event in found:
+            tell(event)
+        async for event in daemon.follow(agent, after=found[-1]["seq"] if found else 0):
+            tell(event)
+    return GOOD

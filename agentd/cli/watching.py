@@ -11,7 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from agentd.cli import show
-from agentd.cli.context import FAILED, GOING_ON, GOOD, print_json
+from agentd.cli.context import FAILED, GOING_ON, GOOD, Refused, Where, print_json
+from agentd.cli.lasting import Lasting
+from agentd.errors import DaemonUnreachable
 
 if TYPE_CHECKING:
     from agentd.cli.client import Client
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 JSON = Mapping[str, Any]
 PAUSE = 0.5
 """Seconds between two looks."""
+LOADING = 30.0
+"""Seconds in which a daemon that has come back finds the agents that it had."""
+NOT_FOUND = 404
 
 
 def exit_code(agents: list[JSON], broken: Mapping[str, str]) -> int:
@@ -28,26 +33,41 @@ def exit_code(agents: list[JSON], broken: Mapping[str, str]) -> int:
     return GOING_ON if any(agent["health"] == "starting" for agent in agents) else GOOD
 
 
-async def watch(client: "Client", agent: str | None, limit: float | None, *, json: bool) -> int:
+async def watch(where: Where, agent: str | None, limit: float | None, *, json: bool) -> int:
     """Show the agents (or one) until none is starting and no release is in progress, at most `limit` seconds.
 
-    Returns 0 if all is well and each release that was in progress was promoted, 1 if not, 4 if it is still going on.
+    It waits for a daemon that is restarted meanwhile. Returns 0 if all is well and each release that was in progress was promoted, 1 if
+    not, 4 if it is still going on. Raises DaemonUnreachable where no daemon answers at first, or at the end of the time.
     """
     out = show.console()
     until = None if limit is None else time.monotonic() + limit
     seen: dict[str, str] = {}
-    with _display(out, json=json) as display:
-        while True:
-            agents, broken = await _look(client, agent)
-            display(agents)
-            seen |= {found["name"]: found["release"]["id"] for found in agents if found["release"]}
-            code = exit_code(agents, broken)
-            going = code == GOING_ON or any(found["release"] for found in agents)
-            over = until is not None and time.monotonic() >= until
-            if code == FAILED or not going or over:
-                break
-            await asyncio.sleep(PAUSE if until is None else min(PAUSE, max(0.0, until - time.monotonic())))
-    ended = [release for release in [await client.release(key) for key in seen.values()] if release["ended_at"] is not None]
+    known: set[str] = set()
+    loading = 0.0
+    ended: list[JSON] = []
+    async with Lasting(where) as daemon:
+        with _display(out, json=json) as display:
+            while True:
+                try:
+                    agents, broken = await _look(daemon.client, agent, loading=time.monotonic() < loading)
+                    seen |= {found["name"]: found["release"]["id"] for found in agents if found["release"]}
+                    releases = [await daemon.client.release(key) for key in seen.values()]
+                except DaemonUnreachable:
+                    await daemon.again(until)
+                    loading = time.monotonic() + LOADING
+                    continue
+                display(agents)
+                ended = [release for release in releases if release["ended_at"] is not None]
+                code = exit_code(agents, broken)
+                names = {found["name"] for found in agents}
+                missing = known - names if time.monotonic() < loading else set()
+                known |= names
+                # a daemon that has just come back knows its agents a little later, and their releases later still
+                going = code == GOING_ON or len(ended) < len(releases) or any(found["release"] for found in agents) or bool(missing)
+                over = until is not None and time.monotonic() >= until
+                if code == FAILED or not going or over:
+                    break
+                await asyncio.sleep(PAUSE if until is None else min(PAUSE, max(0.0, until - time.monotonic())))
     if json:
         print_json({"agents": agents, "broken": dict(broken), "ended": ended})
     else:
@@ -57,9 +77,14 @@ async def watch(client: "Client", agent: str | None, limit: float | None, *, jso
     return GOING_ON if going else GOOD
 
 
-async def _look(client: "Client", agent: str | None) -> tuple[list[JSON], Mapping[str, str]]:
+async def _look(client: "Client", agent: str | None, *, loading: bool) -> tuple[list[JSON], Mapping[str, str]]:
     if agent is not None:
-        return [await client.agent(agent)], {}
+        try:
+            return [await client.agent(agent)], {}
+        except Refused as error:
+            if not loading or error.status != NOT_FOUND:
+                raise
+            return [], {}
     whole = await client.status()
     return whole["agents"], whole["broken"]
 

@@ -1,8 +1,10 @@
 """The daemon dies, or stands still, in the middle of its work. The robot's own log is the witness that nobody else did."""
 
 import asyncio
+import json
 import random
 import signal
+import sys
 
 import psutil
 import pytest
@@ -31,6 +33,10 @@ async def canary(hosted, *, pairs=1):
 async def test_a_daemon_killed_in_the_middle_of_a_canary_is_missed_by_nobody(hosted):
     robot, release = await canary(hosted)
     session = (await hosted.agent())["runner_session"]
+    follower = await cli(hosted, "events", "--follow", "--json", "-n", "1000")
+    watcher = await cli(hosted, "status", "cartpole", "--watch", "--timeout", "5m")
+    assert await follower.stdout.readline()
+    assert b"cartpole" in await watcher.stdout.readline()
     await hosted.kill()
     committed = hosted.database()
     known = len(robot.applied())
@@ -58,9 +64,51 @@ async def test_a_daemon_killed_in_the_middle_of_a_canary_is_missed_by_nobody(hos
     # the release goes on from its ledger
     resumed = await hosted.until_pairs(release["id"], release["pairs"] + 1)
     assert resumed["phase"] in {"selection", "confirmation"}
+    await told_through_the_restart(hosted, release, follower, watcher)
     assert await hosted.stop() == 0
     assert robot.sources()["fallback"] == 0
     robot.prove()
+
+
+async def cli(hosted, *words):
+    """A verb in a process of its own; its standard error goes to a file beside the daemon's log."""
+    with (hosted.folder / f"{words[0]}.err").open("wb") as errors:
+        command = (sys.executable, "-m", "agentd", *words, "--state", str(hosted.state))
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            limit=2**24,
+            preexec_fn=heed_interrupts,
+        )
+    hosted.own(process)
+    return process
+
+
+def heed_interrupts():
+    """As on a terminal: a shell's background jobs inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+async def told_through_the_restart(hosted, release, follower, watcher):
+    """Who followed the daemon that was killed goes on with the next one, and misses nothing that is in the log."""
+    await hosted.client.decide("abort", "cartpole", release["id"])
+    assert b"aborted" in (await watcher.stdout.read()).splitlines()[-1]
+    assert await watcher.wait() == 1
+    told = []
+    async with asyncio.timeout(45):
+        while not told or told[-1]["kind"] != "release.aborted":
+            told.append(json.loads(await follower.stdout.readline()))
+    follower.send_signal(signal.SIGINT)
+    await follower.stdout.read()
+    assert await follower.wait() == 130
+    logged = [event["seq"] for event in await hosted.client.events(limit=1000)]
+    seen = [event["seq"] for event in told if event["seq"]]
+    assert seen == [seq for seq in logged if seen[0] <= seq <= seen[-1]]
+    assert any(event["kind"] == "runner.adopted" for event in told)
+    for verb in ("events", "status"):
+        words = (hosted.folder / f"{verb}.err").read_text()
+        assert words.count("waiting for it to come back") == words.count("the daemon is back") == 1, words
 
 
 @pytest.mark.long
