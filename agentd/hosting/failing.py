@@ -28,8 +28,11 @@ class Failing:
             found.append(f"none of its last {self._unjudged} episodes could be judged, nothing is learned: {self._failure}")
         return "; ".join(found)
 
-    def weigh(self, episode: Episode, feedback: Feedback) -> None:
-        """Count an episode. A lost one says nothing of the agent, nor does one in which no policy was asked for an action."""
+    def weigh(self, episode: Episode, feedback: Feedback | None) -> None:
+        """Count an episode; one without feedback may still be judged.
+
+        A lost one says nothing of the agent, nor does one in which no policy was asked for an action.
+        """
         if episode.role is not Role.STABLE or episode.outcome is Outcome.LOST:
             return
         reasons = Counter(step.safe for step in episode.steps if step.safe is not None)
@@ -38,9 +41,9 @@ class Failing:
         elif episode.outcome is Outcome.ABORTED or reasons.keys() - NOBODYS:
             self._refused += 1
             self._refusal = f"{_why(episode, reasons)}; `agentd show {episode.id}`"
-        if not feedback.failed:
+        if feedback is not None and not feedback.failed:
             self._unjudged = 0
-        else:
+        elif feedback is not None:
             self._unjudged += 1
             self._failure = f"{_last_line(feedback.failed)}; `agentd show {episode.id}`"
 

@@ -124,6 +124,7 @@ class Intake:
                 failed="" if feedback is None else feedback.failed,
             )
         )
+        await self._weigh(episode, feedback)
         if feedback is None or (self.windows.used and episode.outcome is not Outcome.LOST):
             await self.windows.open(episode, feedback)
             return
@@ -131,7 +132,6 @@ class Intake:
             if feedback.failed not in {"", self._feedback_failure}:  # a judge that fails at every episode is told of once
                 await keeper.say("feedback.failed", feedback.failed, episode=episode.id)
             self._feedback_failure = feedback.failed
-        await self._weigh(episode, feedback)
         async with keeper.deciding:
             await self._releases.observe(episode, feedback)
             if self._is_watched(episode, feedback):
@@ -146,7 +146,7 @@ class Intake:
         if state.improving:
             self._improver.wake()
 
-    async def _weigh(self, episode: Episode, feedback: Feedback) -> None:
+    async def _weigh(self, episode: Episode, feedback: Feedback | None) -> None:
         """Say once that the agent is of no use, and once that it is again."""
         before = self._failing.trouble
         self._failing.weigh(episode, feedback)
