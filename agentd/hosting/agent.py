@@ -133,7 +133,6 @@ class HostedAgent:
             forkserver=services.forkserver,
         )
         self._runner = runner
-        self._problem = ""
         try:
             parts.intake.attach(runner)
             models = Models(self.spec, services, parts.keeper, runner) if self.spec.models is not None else None
@@ -214,7 +213,7 @@ class HostedAgent:
             needed = {stable.id, releases.current.candidate if releases.current else stable.id}
             for left in set(runner.loaded) - needed:
                 await runner.retire(left)  # of a release that the daemon before died at the end of
-            self._served = True
+            self._served, self._problem = True, ""
             kind = "runner.adopted" if runner.adopted else "runner.started"
             await keeper.say(kind, f"the runner serves {stable.id[:10]}", session=runner.session, isolation=runner.isolation.level)
             await parts.watcher.answer()
@@ -404,10 +403,11 @@ class HostedAgent:
         parts, runner = self._parts, self._runner
         state = parts.keeper.shown if parts else None
         down = "starting" if self._problem == STARTING else "stopped" if self._draining.is_set() and not self._problem else "failed"
-        health = "ok" if runner is not None else down
-        if runner is not None and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
+        up = runner is not None and not self._problem  # with a runner it is still starting until that serves
+        health = "ok" if up else down
+        if up and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
-        failing = parts.intake.trouble if parts is not None and runner is not None else ""
+        failing = parts.intake.trouble if parts is not None and up else ""
         trouble = failing or self._trouble or (self._models.trouble if self._models is not None else "")
         if failing:
             health = "failing"

@@ -124,6 +124,7 @@ async def test_a_service_that_hangs_is_given_up(hosted, model):
     robot.prove()
 
 
+@pytest.mark.long
 async def test_without_a_model_a_key_or_a_budget_no_model_is_asked_it_is_said_once_and_the_agents_go_on(hosted, model):
     scripted = ["openai/scripted"]
     wanting = {

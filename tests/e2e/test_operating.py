@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import httpx
+import pytest
 from hosted import mirrored, quick
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
@@ -96,6 +97,7 @@ async def test_agents_come_go_and_change_while_another_goes_on_undisturbed(hoste
     assert steady.sources()["safe"] == steady.sources()["fallback"] == 0
 
 
+@pytest.mark.long
 async def test_reloads_that_meet_do_no_harm(hosted):
     folder = hosted.add_agent(edit=quick())
     robot = await hosted.robot()
@@ -136,6 +138,7 @@ async def test_a_folder_that_breaks_does_not_end_the_agent_that_runs(hosted):
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_new_source_takes_learned_values_over_where_their_default_is_unchanged(hosted):
     folder = hosted.add_agent(edit=quick())
     robot = await hosted.robot()
@@ -250,6 +253,7 @@ async def test_in_advise_mode_a_proposal_waits_for_a_person(hosted):
     assert {change["who"] for change in ended["history"]} >= {"agentd", "operator"}
 
 
+@pytest.mark.long
 async def test_an_agent_that_is_paused_stays_so_through_a_restart_until_it_is_resumed(hosted):
     hosted.add_agent(edit=quick())
     robot = await hosted.robot()
@@ -275,6 +279,7 @@ async def test_an_agent_that_is_paused_stays_so_through_a_restart_until_it_is_re
     await hosted.until(lambda: robot.revisions(known))
 
 
+@pytest.mark.long
 async def test_a_rollback_ends_the_canary_and_serves_the_revision_that_was_asked_for(hosted):
     hosted.add_agent(edit=quick(release__max_pairs=1000))
     robot = await hosted.robot()

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hosted import mirrored, quick
 
 from agentd.testing.llm import Reply, ScriptedLlm
@@ -21,6 +22,7 @@ def suggest(code):
     return Reply(json.dumps({"reasoning": "the other way", "suggestion": {"act": code}}))
 
 
+@pytest.mark.long
 async def test_a_model_hears_what_a_tried_candidate_would_have_done_and_what_replay_refused(hosted):
     replies = []
     server = ScriptedLlm(lambda _: replies.pop(0))

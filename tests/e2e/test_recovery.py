@@ -1,5 +1,6 @@
 """The whole loop: a controller balances, the world changes, and the score comes back."""
 
+import pytest
 from hosted import mirrored, quick
 
 WORLD = '''
@@ -54,6 +55,7 @@ async def test_a_robot_that_changes_is_noticed_and_the_search_brings_its_score_b
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_simulation_that_changes_is_recovered_in_the_same_way(hosted):
     switch = hosted.folder / "flipped"
     (hosted.folder / "drifting_world.py").write_text(WORLD)

@@ -63,6 +63,7 @@ async def test_a_ramp_with_two_devices_failing_and_one_joining(hosted, count):
         assert await hosted.stop() == 0
 
 
+@pytest.mark.long
 async def test_a_fleet_whose_devices_begin_their_episodes_by_themselves_is_decided_on_single_ones(hosted):
     agent = AGENT.replace("deadline_ms = 2000", 'deadline_ms = 2000\nbegin = "device"')
     async with fleet_of(hosted.broker, 4, begin_after=0.05) as (heaters, _):

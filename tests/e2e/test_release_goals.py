@@ -39,6 +39,7 @@ async def test_a_margin_is_measured_from_the_anchor_however_often_no_worse_was_p
         assert await hosted.stop() == 0
 
 
+@pytest.mark.long
 async def test_harm_in_a_further_metric_rejects_what_is_better_in_the_score(hosted):
     careful = NO_WORSE.replace("margin = 0.3", "margin = 0.05")
     async with fleet_of(hosted.broker, 1):

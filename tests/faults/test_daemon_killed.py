@@ -127,6 +127,7 @@ async def test_a_daemon_that_stands_still_for_longer_than_its_lease_goes_on_with
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_canary_ends_inconclusive_where_the_source_changed_while_the_daemon_was_dead(hosted):
     robot, release = await canary(hosted)
     await hosted.kill()
@@ -140,6 +141,7 @@ async def test_a_canary_ends_inconclusive_where_the_source_changed_while_the_dae
     assert robot.revisions(known + 120) == {(await hosted.agent())["state"]["stable"]}
 
 
+@pytest.mark.long
 async def test_an_alarm_that_was_committed_just_before_the_daemon_died_is_answered_by_the_next_one(hosted):
 
     import msgspec

@@ -160,6 +160,7 @@ async def test_the_greeting_policy_learns_and_a_daemon_serves_what_it_learned_an
     assert (await laptop.ended(daemon)).code == 0
 
 
+@pytest.mark.long
 async def test_ctrl_c_keeps_what_was_found(laptop):
     replies = iter([GOOD])
     async with ScriptedLlm(lambda _: next(replies, Reply(delay=60.0))) as model:
@@ -245,6 +246,7 @@ async def test_an_agent_that_is_not_there_is_wrong_usage(laptop):
     assert "there is no agent.toml in nobody" in ended.errors
 
 
+@pytest.mark.long
 async def test_numbers_of_a_callable_are_tuned_without_a_model(laptop):
     (laptop.agent / "greeting.py").write_text("""
 from agentd.trace import model, node
