@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FORMATS = ("patch", "json")
 VERIFY = "verify"
 
+Folder = Annotated[Path | None, typer.Option("--folder", help="The agent's folder; without it the one in the agents directory.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to `app`."""
@@ -106,7 +108,7 @@ def replay(
     episode: Annotated[str, typer.Argument(help="The id of an episode, or its beginning.")],
     *,
     revision: Annotated[str | None, typer.Option("--revision", help="Through this one; without it the one that the episode ran.")] = None,
-    folder: Annotated[Path | None, typer.Option("--folder", help="The agent's folder; without it the one in the agents directory.")] = None,
+    folder: Folder = None,
     json: Json = False,
     config: Config = None,
     state: State = None,
@@ -132,7 +134,7 @@ def bisect(
     episode: Annotated[str, typer.Argument(help="The id of the episode that failed.")],
     *,
     good: Annotated[str | None, typer.Option("--good", help="A revision that does it right; without it the last good one before.")] = None,
-    folder: Annotated[Path | None, typer.Option("--folder", help="The agent's folder; without it the one in the agents directory.")] = None,
+    folder: Folder = None,
     json: Json = False,
     config: Config = None,
     state: State = None,

@@ -11,6 +11,7 @@ longer than one window.
 The clock decides, not whoever looks first: an answer that comes when the window has closed is late, even if nobody has closed it yet.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -124,7 +125,7 @@ class Waiting:
     def _heads(self) -> Iterator[Window]:
         for episodes in self._unweighed.values():
             yield self._all[next(iter(episodes))]
-        yield from (window for window, _ in zip(self._all.values(), (None,), strict=False))
+        yield from itertools.islice(self._all.values(), 1)
 
 
 _UNWEIGHED = frozenset({WindowState.OPEN, WindowState.JUDGED})
