@@ -51,7 +51,7 @@ class Watcher:
         events = [keeper.event("watch.good", f"{state.stable[:10]} has held {after.episodes} episodes", revision=state.stable)]
         changes: dict[str, object] = {"watch": after, "last_good": state.stable, "good": good}
         if state.improving and state.target is not None and keeper.spec.optimizer.trigger != "continuous":
-            reason = f"{state.stable[:10]} scores {self._latest(after):.3f} again, wanted {state.target:.3f}"
+            reason = f"{state.stable[:10]} scores above {state.target:.3f} again, without a promotion"
             event, stopping = self._improver.stopping(reason)
             events.append(event)
             changes |= stopping
@@ -60,11 +60,7 @@ class Watcher:
     def _is_back(self, after: Watch) -> bool:
         """Whether the score is what it was before the world changed: a revision that merely goes on being bad has survived, too."""
         target = self._keeper.state.target
-        return target is None or self._latest(after) >= target
-
-    def _latest(self, after: Watch) -> float:
-        latest = after.recent[-self._settings.good_after :]
-        return sum(latest) / len(latest)
+        return target is None or watch.reached(after, target)
 
     async def _alarm(self, alarmed: Watch, *also: Window | Feedback) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""

@@ -18,6 +18,9 @@ from agentd.release.statistics import BET_LIMIT, ShiryaevRobertsDetector, lower_
 RECENT = 100
 """How many of the latest scores a watch remembers."""
 
+REACHED_EVERY = 1000.0
+"""Episodes below a target after which it may once be called reached by mistake: what follows from that is mended by the next alarm."""
+
 BURN_INS = 8
 """The bound is sharpened until so many times the burn-in's length have been seen."""
 
@@ -82,6 +85,18 @@ def survived(watch: Watch, settings: WatchSettings) -> bool:
         return False
     latest = watch.recent[-settings.good_after :]
     return sum(latest) / len(latest) >= watch.bound
+
+
+def reached(watch: Watch, target: float) -> bool:
+    """Whether the latest scores show that their mean is above `target` by now: the alarm's mirror image, on 1 - S.
+
+    While each score's mean given the past is at most `target`, that is said of one in `REACHED_EVERY` episodes at most; the mean of the
+    latest scores would be above it sooner or later, if only one looks often enough. It sees gains within `RECENT` scores.
+    """
+    detector = ShiryaevRobertsDetector(REACHED_EVERY, 1.0 - target)
+    for score in watch.recent:
+        detector = detector.update(1.0 - score)
+    return detector.alarmed
 
 
 def fallen_episodes(watch: Watch) -> int:

@@ -197,3 +197,28 @@ def test_only_a_probe_can_be_classified():
     proposal = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=ReleaseSettings(), at=0.0)
     with pytest.raises(ValueError, match="no probe"):
         watch.classify(proposal)
+
+
+# --- a target that is reached again ----------------------------------------------------------------------------------
+
+
+def latest(mean, deviation, count, seed):
+    """A watch after so many scores around `mean`."""
+    scores = np.clip(np.random.default_rng(seed).normal(mean, deviation, count), 0.0, 1.0)
+    return Watch(revision="a", recent=tuple(float(score) for score in scores)[-watch.RECENT :])
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.97, 0.02), (0.95, 0.1), (1.0, 0.0)])
+def test_scores_as_high_as_they_were_reach_the_target(mean, deviation):
+    assert all(watch.reached(latest(mean, deviation, 100, seed), 0.83) for seed in range(20))
+
+
+def test_looking_after_each_episode_does_not_make_a_noisy_score_below_the_target_reach_it():
+    series = [latest(0.75, 0.25, watch.RECENT, seed).recent for seed in range(20)]
+    seen = [Watch(revision="a", recent=scores[:end]) for scores in series for end in range(1, len(scores) + 1)]
+    assert any(sum(one.recent[-10:]) / 10 >= 0.83 for one in seen if len(one.recent) >= 10), "their latest mean is above it now and then"
+    assert not any(watch.reached(one, 0.83) for one in seen)
+
+
+def test_no_score_shows_nothing():
+    assert not watch.reached(Watch(revision="a"), 0.5)
