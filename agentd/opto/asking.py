@@ -15,7 +15,7 @@ from agentd.errors import DecodingError, OptimizerError
 from agentd.opto import images
 from agentd.opto.contract import Llm, LlmReply, LlmRequest, Message, NoScreen, OptimizerContext, Screen, make_proposal
 from agentd.opto.decoding import decode_values
-from agentd.opto.rendering import Limits, Renderer, Section, shortened, shown
+from agentd.opto.rendering import Limits, Renderer, Section, fate, shortened, shown
 from agentd.opto.replies import ParsedReply, parse_reply
 from agentd.opto.schema import reply_schema
 from agentd.opto.space import same
@@ -197,13 +197,20 @@ class AskingOptimizer(abc.ABC):
         full = {**context.values, **values}
         for entry in reversed(memory):
             if entry.regime == context.regime and same(entry.values, full):
-                raise _Nothing(f"These values were tried before: {shown(entry.fate, 40)} {shown(entry.reason, 200)}.")
+                raise _Nothing(self._tried(values, entry))
         screening = await self._screen(values)
         if not screening.ok:
             raise _Nothing(f"These values failed when recorded runs were replayed: {shown(screening.reason, 500)}.")
         if first and screening.ticks and not screening.differing:
             raise _Nothing(f"With these values each of {screening.ticks} recorded actions would have been the same, and so the score.")
         return Candidate(values, parsed, screening.report)
+
+    def _tried(self, values: dict[str, Value], entry: MemoryEntry) -> str:
+        """What came of `values` when they were tried. A small model repeats itself until it is told what that led to."""
+        named = ", ".join(f"{path} = {shown(value, 100)}" for path, value in values.items())
+        words = images.without_pictures(entry.feedback) if Section.FEEDBACK not in self.options.mask else ""
+        feedback = f" The feedback was {shown(words, 300)}." if words else ""
+        return f"That was tried before ({named}): {fate(entry)}.{feedback}"
 
     def _renderer(self, problems: Sequence[Problem]) -> Renderer:
         options = self.options

@@ -89,7 +89,7 @@ class Renderer:
         for entry in entries:
             changed = {path: value for path, value in entry.values.items() if path in known and not same(value, values.get(path))}
             shown = "\n".join(self._named(path, value) for path, value in changed.items()) or "(the current values)"
-            lines.append(f"- {_fate(entry)}\n{shown}")
+            lines.append(f"- {fate(entry)}\n{shown}")
             if entry.feedback and Section.FEEDBACK not in self._mask:
                 lines.append(f"Feedback on it:\n{self.fenced(shortened(without_pictures(entry.feedback), _MEMORY_FEEDBACK))}")
         return self._section(Section.MEMORY, "\n".join(lines))
@@ -262,7 +262,8 @@ def _constraint(parameter: Parameter) -> str:
     return f"{parameter.path}: {'; '.join(parts)}" if parts else ""
 
 
-def _fate(entry: MemoryEntry) -> str:
+def fate(entry: MemoryEntry) -> str:
+    """What became of an attempt, on one line."""
     score = "not scored" if entry.mean is None else f"score {entry.mean:.4g}"
     difference = "" if entry.difference is None else f", {entry.difference:+.4g} against the version then current ({entry.pairs} pairs)"
     reason = f": {shown(entry.reason, 300)}" if entry.reason else ""

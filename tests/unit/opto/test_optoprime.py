@@ -89,6 +89,18 @@ async def test_an_answer_that_changes_nothing_or_was_tried_is_asked_again_once(f
         await propose(context, [make_problem(context)], answers(suggest(gain=first), suggest(gain=1.0)), memory)
 
 
+async def test_a_repeated_answer_is_told_what_came_of_it(make_context, make_problem, answers):
+    context = make_context(GAIN)
+    memory = [MemoryEntry(proposal="p", values={"gain": 3.0}, fate="pruned", reason="mean -0.2", mean=0.1, feedback='too "steep"')]
+    llm = answers(suggest(gain=3.0), suggest(gain=-1.0))
+    await propose(context, [make_problem(context)], llm, memory)
+    assert (
+        llm.requests[1]
+        .messages[-1]
+        .content.startswith('That was tried before (gain = 3.0): pruned: "mean -0.2" (score 0.1). The feedback was "too \\"steep\\"".')
+    )
+
+
 async def test_what_leads_nowhere_is_asked_again_warmer_and_what_is_only_malformed_is_not(make_context, make_problem, answers):
     context = make_context(GAIN)
     echoed, malformed = answers(suggest(gain=1.0), suggest(gain=-1.0)), answers("no", suggest(gain=-1.0))
