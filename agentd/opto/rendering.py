@@ -1,7 +1,9 @@
 """OPTO problems and memory as text for a model: the published format of OptoPrime (arXiv 2406.16218, section 3.3 and appendix).
 
 Whatever comes from a trace or from feedback is data that a stranger may have written. A value on one line is JSON, so it can't begin a
-section; longer text stands between marks that it can't contain, for they follow from its own hash. Every part has a limit of its own.
+section; longer text stands between marks that are taken out of it. Every part has a limit of its own.
+
+What one prompt shares with the next comes first, the mark included: services that keep the beginning of a prompt need not read it again.
 """
 
 import enum
@@ -22,6 +24,8 @@ from agentd.trace.folding import fold
 from agentd.trace.shortening import FOLDED
 
 _MEMORY_FEEDBACK = 500
+_SHORT = 60
+"""Characters of a remembered value that is shown even where it is the current one."""
 _MADE = (NodeKind.MESSAGE, NodeKind.EXCEPTION)
 
 
@@ -56,23 +60,27 @@ class Renderer:
         self._problems = tuple(problems)
         self._mask = frozenset(Section(name) for name in mask) - {Section.VARIABLES}
         self._limits = limits or Limits()
-        digest = hashlib.sha256(repr([(problem.episode, problem.feedback, problem.graph, problem.values) for problem in problems]).encode())
+        digest = hashlib.sha256(repr([(problem.objective, problem.parameters) for problem in problems[:1]]).encode())
         self.mark = f"data-{digest.hexdigest()[:10]}"
 
-    def problem(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str) -> str:
-        """The whole problem: what all cases share, then each case."""
-        parts = [self.shared(parameters, values, objective, self._section(Section.DOCUMENTATION, "\n".join(self._documentation())))]
+    def problem(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str, memory: str = "") -> str:
+        """The whole problem: what all cases share, with what is remembered, then each case.
+
+        Memory comes before what is so now: a small model takes the feedback nearest to its answer for that on the current values.
+        """
+        documentation = self._section(Section.DOCUMENTATION, "\n".join(self._documentation()))
+        parts = [self.shared(parameters, values, objective, documentation, memory)]
         for number, (problem, view) in enumerate(zip(self._problems, self._views, strict=True), 1):
             if len(self._problems) > 1:
                 parts.append(f"## Case {number} of {len(self._problems)}")
             parts.extend(self._case(problem, view))
         return "\n\n".join(part for part in parts if part)
 
-    def shared(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str, documentation: str = "") -> str:
-        """What does not depend on the runs: the task, the variables and their constraints."""
+    def shared(self, parameters: Sequence[Parameter], values: Mapping[str, Value], objective: str, *more: str) -> str:
+        """What does not depend on the runs: the task, `more` sections, the variables and their constraints."""
         parts = (
             self._section(Section.INSTRUCTION, objective),
-            documentation,
+            *more,
             self._section(Section.VARIABLES, "\n".join(self._variable(parameter, values) for parameter in parameters)),
             self._section(Section.CONSTRAINTS, "\n".join(filter(None, map(_constraint, parameters)))),
         )
@@ -83,20 +91,22 @@ class Renderer:
         return self._section(Section.FEEDBACK, self._feedback(problem))
 
     def memory(self, entries: Sequence[MemoryEntry], parameters: Sequence[Parameter], values: Mapping[str, Value]) -> str:
-        """Earlier attempts with scores and fates, each as what differs from the current values."""
+        """Earlier attempts with scores and fates: what is short in full, longer values where they differ from the current ones."""
         known = {parameter.path for parameter in parameters}
         lines = []
         for entry in entries:
-            changed = {path: value for path, value in entry.values.items() if path in known and not same(value, values.get(path))}
-            shown = "\n".join(self._named(path, value) for path, value in changed.items()) or "(the current values)"
-            lines.append(f"- {fate(entry)}\n{shown}")
+            tried = {path: value for path, value in entry.values.items() if path in known}
+            changed = {path for path, value in tried.items() if not same(value, values.get(path))}
+            named = {path: self._named(path, value) for path, value in tried.items()}
+            text = "\n".join(text for path, text in named.items() if path in changed or len(text) <= _SHORT) or "(the current values)"
+            lines.append(f"- {fate(entry)}\n{text}")
             if entry.feedback and Section.FEEDBACK not in self._mask:
                 lines.append(f"Feedback on it:\n{self.fenced(shortened(without_pictures(entry.feedback), _MEMORY_FEEDBACK))}")
         return self._section(Section.MEMORY, "\n".join(lines))
 
     def fenced(self, text: str) -> str:
         """`text` between marks, shortened in the middle to the limit."""
-        return f"<<{self.mark}\n{shortened(text.replace(self.mark, 'data'), self._limits.block)}\n{self.mark}>>"
+        return f"<<{self.mark}\n{shortened(text.replace(self.mark, '(mark)'), self._limits.block)}\n{self.mark}>>"
 
     def _section(self, section: Section, content: str) -> str:
         return f"#{section.value.capitalize()}\n{content}" if content and section not in self._mask else ""

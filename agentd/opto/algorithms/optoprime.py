@@ -17,15 +17,16 @@ _INTRODUCTION = """\
 You improve a program that runs again and again. You are shown what one or more runs computed and how well they went, in these parts:
 - #Instruction: what the program is for.
 - #Documentation: what the functions do that appear in #Code.
-- #Variables: what you can change, as (type) name = value. A (code) value is the source text of one Python function. Each value goes into \
-#Code where its name stands there; give what brings about the wanted output in that place, not the wanted output itself.
+- #Memory: values that were tried before, and how that went. Learn from them; do not propose them again.
+- #Variables: what you can change, with its value in the runs below, as (type) name = value. A (code) value is the source text of one \
+Python function. Each value goes into #Code where its name stands there; give what brings about the wanted output in that place, not the \
+wanted output itself.
 - #Constraints: what their values must respect.
 - #Code: what was computed, line by line. Its functions are fixed unless they are among #Variables.
 - #Inputs: values that you can't change.
 - #Others: intermediate values.
 - #Outputs: what came out.
 - #Feedback: how good that was, and why.
-- #Memory: values that were tried before, with their scores. Learn from them; do not propose them again.
 """
 
 _TASK = "Change the values of #Variables so that the outputs get better according to #Feedback."
@@ -41,8 +42,7 @@ class OptoPrime(AskingOptimizer):
         objective = "\n".join(filter(None, (_TASK, self._objective(problems))))
         chosen = chosen_memory(memory, context.regime, context.history)
         parts = [
-            renderer.problem(context.parameters, context.values, objective),
-            renderer.memory(chosen, context.parameters, context.values),
+            renderer.problem(context.parameters, context.values, objective, renderer.memory(chosen, context.parameters, context.values)),
             await self._counterfactuals(renderer, chosen),
         ]
         system = _INTRODUCTION + "\n" + UNTRUSTED.format(mark=renderer.mark)

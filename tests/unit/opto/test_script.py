@@ -252,7 +252,7 @@ def test_after_an_update_feedback_on_the_old_values_is_memory_and_no_longer_a_ca
     optimizer.step()
     (x + 1).backward((0.2, "of the new value"))  # no zero_feedback between
     optimizer.step()
-    case, _, memory = asked(llm, 1).partition("#Memory")
+    memory, _, case = asked(llm, 1).partition("#Memory")[2].partition("#Variables")
     assert "of the new value" in case
     assert "of the old value" not in case
     assert "of the old value" in memory
