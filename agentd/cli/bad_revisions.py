@@ -22,10 +22,9 @@ if len(blocked) == 2:
 
 _COARSE = "{readings} = [0.5 * round(float(reading) / 0.5) for reading in {readings}]"
 
-_SHIFTED = """
-{readings} = [
-    0.2 * round((float(reading) + (1.0 if place == 0 else 0.0)) / 0.2) for place, reading in enumerate({readings})
-]
+_INATTENTIVE = """
+if abs(float({readings}[2])) < 0.03:
+    return 0
 """
 
 
@@ -43,8 +42,11 @@ def worse(code: str) -> str:
 
 
 def subtly_worse(code: str) -> str:
-    """`code` on readings rounded to fifths and a first one that is 1.0 too high: it balances, with a wobble, and away from the centre."""
-    return _begin_with(code, _SHIFTED)
+    """`code` that looks away, and pushes to the left, while the pole is within 0.03 rad of upright: it balances, but the cart wanders off.
+
+    What that costs hardly depends on the law: a shifted or rounded reading costs nothing where the law gives that reading no weight.
+    """
+    return _begin_with(code, _INATTENTIVE)
 
 
 BAD_REVISIONS: Mapping[str, Callable[[str], str]] = MappingProxyType(

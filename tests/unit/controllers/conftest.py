@@ -63,8 +63,24 @@ def retuned_code(shipped_code):
 
     def retune(world):
         factors = iter(RETUNED[world])
-        changed, count = re.subn(r"\d+\.\d+(?= \* )", lambda number: repr(float(number[0]) * next(factors)), shipped_code)
-        assert count == 4
-        return changed
+        return with_numbers(shipped_code, lambda shipped: float(shipped) * next(factors))
 
     return retune
+
+
+@pytest.fixture(scope="session")
+def found_code(shipped_code):
+    """The shipped code with other gains."""
+
+    def code(gains):
+        rest = iter(gains)
+        return with_numbers(shipped_code, lambda _: next(rest))
+
+    return code
+
+
+def with_numbers(code, number):
+    """The code whose four gains are what `number` makes of them."""
+    changed, count = re.subn(r"\d+\.\d+(?= \* )", lambda match: repr(number(match[0])), code)
+    assert count == 4
+    return changed

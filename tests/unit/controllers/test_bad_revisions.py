@@ -4,11 +4,12 @@ import ast
 import statistics
 
 import pytest
-from worlds import RETUNED
+from worlds import FOUND, RETUNED
 
 from agentd.cli.bad_revisions import BAD_REVISIONS, reads_a_file, subtly_worse, worse
 from agentd.opto.decoding import validate_values
 from agentd.records import Kind, Parameter
+from agentd.release.statistics import lower_bound
 
 PARAMETER = Parameter(path="act", kind=Kind.CODE, signature="def act(self, observation: list[float]) -> int:")
 
@@ -21,13 +22,20 @@ def test_worse_falls_in_every_world(cartpole, retuned_code, world):
 
 
 @pytest.mark.parametrize("world", RETUNED)
-def test_subtly_worse_still_balances_in_every_world_and_costs_a_fifth_of_the_score(cartpole, retuned_code, world):
+def test_subtly_worse_balances_in_every_world_for_most_of_the_time_and_costs_a_fifth_of_the_score_or_more(cartpole, retuned_code, world):
     episodes = cartpole.episodes(subtly_worse(retuned_code(world)), world)
     good = cartpole.scores(retuned_code(world), world)
     bad = [cartpole.explain(episode)[0] for episode in episodes]
-    assert {len(episode.steps) for episode in episodes} == {200}
-    assert 0.1 < statistics.mean(good) - statistics.mean(bad) < 0.35
+    assert statistics.mean(len(episode.steps) for episode in episodes) > 150
+    assert 0.2 < statistics.mean(good) - statistics.mean(bad) < 0.4
     assert max(bad) < min(good)
+
+
+@pytest.mark.parametrize(("world", "gains"), FOUND)
+def test_subtly_worse_is_below_what_the_watch_on_a_found_controller_allows(cartpole, found_code, world, gains):
+    good = cartpole.scores(found_code(gains), world, range(20))
+    bad = cartpole.scores(subtly_worse(found_code(gains)), world)
+    assert 0.3 < statistics.mean(bad) < lower_bound(good, delta=0.05) - 0.05
 
 
 def test_reads_a_file_acts_as_before_where_nothing_stops_it(cartpole, shipped_code):
