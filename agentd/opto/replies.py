@@ -29,6 +29,8 @@ _OPEN_TAG = re.compile(r"<(?:value|variable)\s+name\s*=\s*[\"']?([^\"'>\s]+)", r
 _RARE = {"b": "\b", "f": "\f", "/": "/"}
 _RARE_ESCAPES = re.compile(r"(?<!\\)((?:\\\\)*)\\([bf/])")  # escapes of JSON that json-repair leaves as they are
 EXCERPT = 2_000
+_MOST_BRACES = 16
+_MOST_OPEN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,13 @@ def _candidates(text: str) -> Iterator[tuple[str, bool]]:
     for block in fences:
         if block.lstrip().startswith("{"):
             yield block.strip(), block.rstrip().endswith("}")
-    for match in re.finditer(r"\{", text):
-        if text[: match.start()].rstrip().endswith((":", ",", "[")) and match.start() > text.find("{"):
+    braces = [match.start() for match in re.finditer(r"\{", text)]
+    if len(braces) > 2 * _MOST_BRACES:  # a small model may repeat itself until its answer is cut off
+        braces = braces[:_MOST_BRACES] + braces[-_MOST_BRACES:]
+    for position in braces:
+        if text[:position].rstrip().endswith((":", ",", "[")) and position > text.find("{"):
             continue  # a part of another object
-        rest = text[match.start() :]
+        rest = text[position:]
         end = _end_of_object(rest)
         if end:
             yield rest[:end], True
@@ -181,7 +186,9 @@ def _literal(text: str) -> Any:
 
 
 def _repaired(text: str, *, complete: bool) -> dict[str, Any] | None:
-    """json-repair's reading; a value that was cut off holds the marker that shows it."""
+    """json-repair's reading; a value that was cut off holds the marker that shows it. What only opens objects is none."""
+    if text.count("{") - text.count("}") > _MOST_OPEN:
+        return None
     text = _RARE_ESCAPES.sub(lambda match: f"{match[1]}\\u{ord(_RARE[match[2]]):04x}", text)
     try:
         found = json_repair.loads(text if complete else _marked(text))

@@ -70,6 +70,15 @@ def test_a_cut_reply_never_gives_part_of_a_value(cut, value):
     assert found in ({}, {"system_prompt": value})
 
 
+@pytest.mark.parametrize(
+    "word", ["{", '{"suggestion": ', '{"suggestion": {', "[", '"', "\\", " ", "\n", "```json\n{\n", '{"x": 1} ', '<value name="m">']
+)
+def test_a_model_that_repeats_itself_to_the_end_of_its_answer_is_refused_at_once(word):
+    for text in (word * (60_000 // len(word)), '{"suggestion": {"system_prompt": ' + word * (20_000 // len(word))):
+        with pytest.raises(DecodingError):
+            read(text, (PROMPT,), "length")
+
+
 @given(st.text(max_size=300))
 def test_no_reply_makes_the_parser_fail_otherwise(text):
     with contextlib.suppress(DecodingError):
