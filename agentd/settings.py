@@ -96,6 +96,8 @@ class DaemonSettings(BaseSettings):
     """The environment variable that holds the key; the key itself is never in a file."""
     call_timeout: Annotated[float, BeforeValidator(_seconds)] = 60.0
     """How long a model may take for one answer; for three times as long it is asked again, or the next one. Local models may need more."""
+    reply_cache: Path | None = None
+    """A folder in which the answers of models are kept, for experiments: the same question is answered from there, for nothing."""
     drain_timeout: Annotated[float, BeforeValidator(_seconds)] = 30.0
     """How long runners may take to finish their episodes on SIGTERM; a text such as "30s" in the file, seconds here."""
     lease: Annotated[float, BeforeValidator(_seconds)] = 10.0
@@ -191,6 +193,7 @@ def load_settings(config: Path | None = None, **arguments: Any) -> DaemonSetting
         update={
             "agents": settings.agents.expanduser().absolute(),
             "state_directory": state_directory,
+            "reply_cache": settings.reply_cache and settings.reply_cache.expanduser().absolute(),
             "store_url": settings.store_url or f"sqlite+aiosqlite:///{state_directory / 'agentd.db'}",
         }
     )
@@ -200,7 +203,7 @@ def _relative_to(path: Path | None, file: Mapping[str, Any]) -> dict[str, Any]:
     """`file` with its paths made absolute, that of an SQLite store included."""
     folder = Path.cwd() if path is None else path.absolute().parent
     made = dict(file)
-    for key in ("agents", "state_directory"):
+    for key in ("agents", "state_directory", "reply_cache"):
         if isinstance(made.get(key), str):
             made[key] = str(folder / Path(made[key]).expanduser())
     scheme, separator, database = str(made.get("store_url", "")).partition(":///")

@@ -17,6 +17,7 @@ from agentd.hosting.releases import LEASE
 from agentd.hosting.zygotes import Zygotes
 from agentd.observability.metrics import Metrics
 from agentd.opto.budget import DAY, Ledger
+from agentd.opto.cache import DiskCache
 from agentd.opto.contract import Llm
 from agentd.opto.llm import CALLS, LitellmClient, LlmSettings
 from agentd.records import Usage
@@ -68,7 +69,8 @@ async def open_services(settings: DaemonSettings, clock: Clock) -> AsyncIterator
             metrics.usage(usage)
             await store.commit(usage)
 
-        llm = await stack.enter_async_context(LitellmClient(_llm_settings(settings), ledger, clock, on_usage=settle))
+        cache = DiskCache(settings.reply_cache) if settings.reply_cache is not None else None
+        llm = await stack.enter_async_context(LitellmClient(_llm_settings(settings), ledger, clock, on_usage=settle, cache=cache))
         yield Services(
             store=store,
             bus=bus,

@@ -5,12 +5,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agentd.clock import SystemClock
 from agentd.configuration import check_duration, parse_duration
 from agentd.errors import ModelError
 from agentd.opto.budget import Ledger
+from agentd.opto.cache import DiskCache
 from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, Message
 from agentd.opto.llm import CALLS, LitellmClient, LlmSettings
 from agentd.trace import submit
@@ -24,6 +26,7 @@ UNLIMITED = BudgetLimits(dollars_per_day=None, calls_per_hour=None, tokens_per_p
 T = TypeVar("T")
 
 _CALL_TIMEOUT = "AGENTD_CALL_TIMEOUT"
+_REPLY_CACHE = "AGENTD_REPLY_CACHE"
 _VARIABLES = ("AGENTD_MODELS", "TRACE_LITELLM_MODEL")
 
 
@@ -41,14 +44,22 @@ def model_names(given: Any) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def opened(given: Any) -> AsyncIterator[Llm]:
-    """The way to the model: a client of its own for names, else what was given."""
+    """The way to the model: a client of its own for names, else what was given.
+
+    AGENTD_REPLY_CACHE names a folder from which a question that was asked before is answered: a notebook that runs again costs nothing.
+    """
     if given is None or isinstance(given, str | list | tuple):
         ledger = Ledger()
         ledger.limit(SCRIPT, UNLIMITED)
-        async with LitellmClient(_settings(given), ledger, SystemClock()) as client:
+        async with LitellmClient(_settings(given), ledger, SystemClock(), cache=_cache()) as client:
             yield client
     else:
         yield given if hasattr(given, "complete") else _Callable(given)
+
+
+def _cache() -> DiskCache | None:
+    folder = os.environ.get(_REPLY_CACHE)
+    return DiskCache(Path(folder).expanduser()) if folder else None
 
 
 def _settings(given: Any) -> LlmSettings:

@@ -42,8 +42,9 @@ def test_without_a_file_everything_has_a_safe_default(tmp_path) -> None:
 
 
 def test_paths_in_a_file_are_relative_to_the_file(tmp_path) -> None:
-    file = write(tmp_path / "etc" / "agentd.toml", 'agents = "mine"\nstate_directory = "../state"\n')
+    file = write(tmp_path / "etc" / "agentd.toml", 'agents = "mine"\nstate_directory = "../state"\nreply_cache = "answers"\n')
     settings = load_settings(file)
+    assert settings.reply_cache == tmp_path / "etc" / "answers"
     assert settings.agents == tmp_path / "etc" / "mine"
     assert settings.state_directory.resolve() == tmp_path / "state"
 

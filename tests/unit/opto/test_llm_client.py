@@ -6,11 +6,13 @@ import random
 import pytest
 
 from agentd.clock import SystemClock
-from agentd.errors import BudgetExhausted, ModelError
+from agentd.errors import BudgetExhausted, ModelError, SpecError
+from agentd.hosting.services import open_services
 from agentd.opto.budget import Ledger
 from agentd.opto.cache import DiskCache
 from agentd.opto.contract import BudgetLimits, LlmRequest, Message
 from agentd.opto.llm import LitellmClient, LlmSettings, _import_litellm, variables_of
+from agentd.settings import load_settings
 from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 
 KEY = "sk-live-0123456789abcdef"
@@ -227,6 +229,32 @@ async def test_the_same_question_is_answered_from_the_cache(tmp_path):
     assert again.cached
     assert (again.tokens_in, again.dollars) == (0, 0.0)
     assert len(usages) == 2
+
+
+async def test_a_cache_that_can_not_be_written_or_read_costs_no_answer(tmp_path):
+    folder = tmp_path / "cache"
+    async with ScriptedLlm(in_turn(["first", "second"])) as server, client(server, cache=DiskCache(folder)) as llm:
+        both = await asyncio.gather(llm.complete(request()), llm.complete(request()))
+        assert {reply.text for reply in both} == {"first", "second"}
+        [file] = folder.iterdir()
+        file.write_bytes(b"{half")
+        assert (await llm.complete(request())).text == "second"
+        file.unlink()
+        folder.rmdir()
+        assert (await llm.complete(request())).text == "second"
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecError, match="reply_cache: should be a folder"):
+        DiskCache(tmp_path / "file")
+
+
+async def test_a_daemon_whose_settings_name_a_cache_asks_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTD_API_KEY", KEY)
+    async with ScriptedLlm("fine") as server:
+        settings = load_settings(state_directory=tmp_path / "state", api_base=server.url, reply_cache=tmp_path / "cache")
+        for _ in range(2):
+            async with open_services(settings, SystemClock()) as services:
+                assert (await services.llm.complete(request(models=("openai/scripted",)))).text == "fine"
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
