@@ -14,7 +14,8 @@ from rich.console import Console
 from agentd.cli.context import FAILED, GOOD, Where
 from agentd.cli.show import text
 from agentd.device.connection import Client, Reports, connected, connection_arguments, words
-from agentd.errors import AgentdError, NotFound, SpecError
+from agentd.errors import AgentdError, NotFound, OptimizerError, SpecError
+from agentd.opto.factory import check_options
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
 from agentd.settings import DaemonSettings, masked
@@ -43,6 +44,7 @@ async def check_all(where: Where, folders: Sequence[Path]) -> list[Finding]:
     isolation = await asyncio.to_thread(probe)
     found += _check_isolation(isolation, specs)
     found += map(_check_scope, specs)
+    found += [finding for spec in specs for finding in _check_optimizer(spec)]
     found += _check_realtime(specs)
     found.append(await _check_store(settings))
     found += [await _check_broker(url) for url in sorted(_brokers(settings, specs))]
@@ -115,6 +117,24 @@ def _check_scope(spec: AgentSpec) -> Finding:
         return Finding("good", subject, "agent: the whole program runs in the sandbox")
     told = "code: only the bodies of code parameters run in the sandbox; the program is trusted with all that the runner's user may"
     return Finding("hint", subject, told)
+
+
+def _check_optimizer(spec: AgentSpec) -> Iterator[Finding]:
+    """A plug-in's own options are its own business."""
+    module, plug_in, _ = spec.optimizer.algorithm.partition(":")
+    subject = f"optimizer of {spec.agent.name}"
+    if plug_in:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except ImportError:  # the package that it is in
+            there = False
+        if not there:
+            yield Finding("bad", subject, f"there is no module {module} on the daemon's Python path (PYTHONPATH)")
+        return
+    try:
+        check_options(spec.optimizer.options)
+    except OptimizerError as error:
+        yield Finding("bad", subject, str(error))
 
 
 def _check_realtime(specs: Sequence[AgentSpec]) -> Iterator[Finding]:

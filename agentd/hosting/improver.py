@@ -9,14 +9,15 @@ import msgspec
 import structlog
 
 from agentd import codec
-from agentd.errors import AgentdError, BudgetExhausted, CodecError, OptimizerError, ReleaseError
+from agentd.errors import AgentdError, BudgetExhausted, CodecError, NotFound, OptimizerError, ReleaseError
 from agentd.hosting.counterfactual import Replay
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.opto import images
-from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext, Screen
+from agentd.opto.contract import BudgetLimits, Llm, OptimizerContext, Screen, whole
 from agentd.opto.process import OptimizerProcess
 from agentd.records import (
+    Episode,
     EpisodeSummary,
     Event,
     Mode,
@@ -225,10 +226,10 @@ class Improver:
         keeper, state, options = self._keeper, self._keeper.state, self._keeper.spec.optimizer
         evidence = await self._evidence()
         values = await self._full(state.stable)
-        memory = await keeper.store.memory(keeper.name, limit=200)
+        memory = whole(await keeper.store.memory(keeper.name, limit=200), self._parameters)
         if not self._may_see(Purpose.PAIR):
             memory = tuple(msgspec.structs.replace(entry, feedback="") for entry in memory)  # words on held-back cases, for the most part
-        problems = await self._problems(evidence, values)
+        problems, episodes = await self._problems(evidence, values)
         scores = [summary.normalised for summary in evidence if summary.normalised is not None]
         context = OptimizerContext(
             agent=keeper.name,
@@ -247,29 +248,34 @@ class Improver:
             at=keeper.clock.time(),
         )
         seed = int.from_bytes(hashlib.sha256(f"{self._seed}/{keeper.name}/{len(memory)}/{state.attempts}".encode()).digest()[:4])
-        screen = await self._screen(context, problems)
+        screen = self._screen(context, episodes)
         return await self._process.propose(context, problems, memory, seed, timeout=options.propose_timeout, llm=self._llm, screen=screen)
 
-    async def _screen(self, context: OptimizerContext, problems: tuple[Problem, ...]) -> Screen | None:
+    def _screen(self, context: OptimizerContext, episodes: tuple[Episode, ...]) -> Screen | None:
         """Replay of the problems' episodes in the sandbox, by the runner that serves the agent now."""
         if self._runner is None or self._source is None:
             return None
-        episodes = [await self._keeper.store.episode(problem.episode) for problem in problems]
         return Replay(self._runner, self._source, context, episodes)
 
-    async def _problems(self, evidence: tuple[EpisodeSummary, ...], values: dict[str, Value]) -> tuple[Problem, ...]:
-        """The episodes that inform most: the worst, the best for contrast, and what is typical."""
+    async def _problems(
+        self, evidence: tuple[EpisodeSummary, ...], values: dict[str, Value]
+    ) -> tuple[tuple[Problem, ...], tuple[Episode, ...]]:
+        """The episodes that inform most, as problems and as recorded: the worst, the best for contrast, and what is typical."""
         by_score = sorted(evidence, key=lambda summary: summary.normalised or 0.0)
         wanted = min(self._keeper.spec.optimizer.batch_episodes, len(by_score))
         ranks = {round(index * (len(by_score) - 1) / max(1, wanted - 1)) for index in range(wanted)}
-        problems = []
+        problems, episodes = [], []
         for rank in sorted(ranks):
             summary = by_score[rank]
-            feedback = await self._keeper.store.feedback(summary.id)
+            try:
+                feedback = await self._keeper.store.feedback(summary.id)
+                episode = await self._keeper.store.episode(summary.id)
+                encoded = await self._keeper.store.trace(summary.id)
+            except NotFound:  # forgotten meanwhile, by age or by a person's wish
+                continue
             if feedback is None:
                 continue
-            episode = await self._keeper.store.episode(summary.id)
-            encoded = await self._keeper.store.trace(summary.id)
+            episodes.append(episode)
             graph = await asyncio.to_thread(_minimal, encoded) if encoded else None
             problems.append(
                 Problem(
@@ -285,7 +291,7 @@ class Improver:
                     images=await asyncio.to_thread(images.of_steps, episode.steps, episode.final_observation),
                 )
             )
-        return tuple(problems)
+        return tuple(problems), tuple(episodes)
 
 
 def _minimal(encoded: bytes) -> TraceGraph | None:

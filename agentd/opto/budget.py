@@ -8,19 +8,24 @@ What an agent asks of models while it acts is an account of its own, apart from 
 goes on within that when it no longer hears of the ledger.
 """
 
+import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from agentd.errors import BudgetExhausted
-from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest
+import msgspec
+
+from agentd.errors import BudgetExhausted, ModelError
+from agentd.opto.contract import BudgetLimits, Llm, LlmReply, LlmRequest, Message
 from agentd.records import Record, Usage
 
 DAY = 86_400.0
 HOUR = 3_600.0
 POLICY = "policy"
 """The purpose of what an agent asks of models while it acts."""
+_TOKENS_PER_IMAGE = 1_500
+_SHORTEST_ANSWER = 64  # tokens: what is cut off before that is no answer
 MAX_LEASED_CALLS = 5_000
 """A runner keeps a row for each call until the ledger has it."""
 
@@ -219,25 +224,47 @@ class Lease:
 
 
 class Metered:
-    """An Llm for one proposal: counts its tokens and dollars, and stops it before it passes `tokens`."""
+    """An Llm for one proposal: counts its tokens and dollars, and ends it before it passes `tokens`, or with an answer `until` then.
 
-    def __init__(self, llm: Llm, tokens: int | None) -> None:
+    `until` is a time of the running event loop. An optimizer hears that it is over while there is still time to do without a model.
+    """
+
+    def __init__(self, llm: Llm, tokens: int | None, until: float | None = None) -> None:
         self._llm = llm
         self._limit = tokens
+        self._until = until
+        self._held = 0
         self.tokens = 0
         self.dollars = 0.0
         self.calls = 0
 
     async def complete(self, request: LlmRequest) -> LlmReply:
-        """As Llm.complete. Raises BudgetExhausted if the question itself would pass the limit."""
-        asked = sum(estimate_tokens(message.content) for message in request.messages)
-        if self._limit is not None and self.tokens + asked > self._limit:
-            raise BudgetExhausted(f"{self._limit} tokens per proposal")
-        reply = await self._llm.complete(request)
+        """As Llm.complete, with an answer no longer than the limit leaves room for. Raises BudgetExhausted where that is hardly any."""
+        asked = tokens_of(request.messages)
+        if self._limit is not None:
+            room = self._limit - self.tokens - self._held - asked
+            if room < min(request.max_tokens, _SHORTEST_ANSWER):
+                raise BudgetExhausted(f"{self._limit} tokens per proposal")
+            request = msgspec.structs.replace(request, max_tokens=min(request.max_tokens, room))
+        held = asked + request.max_tokens
+        self._held += held  # what is asked side by side is paid from the same budget
+        try:
+            async with asyncio.timeout_at(self._until):
+                reply = await self._llm.complete(request)
+        except TimeoutError:
+            text = "no answer in the time for a proposal: [optimizer] propose_timeout is too short for this model, or the model hangs"
+            raise ModelError(text, model=", ".join(request.models), retryable=True) from None
+        finally:
+            self._held -= held
         self.calls += 1
         self.tokens += reply.tokens_in + reply.tokens_out
         self.dollars += reply.dollars
         return reply
+
+
+def tokens_of(messages: Sequence[Message]) -> int:
+    """A careful guess of what a question takes."""
+    return sum(estimate_tokens(message.content) + _TOKENS_PER_IMAGE * len(message.images) for message in messages)
 
 
 def estimate_tokens(text: str) -> int:

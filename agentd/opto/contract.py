@@ -1,7 +1,8 @@
 """The contract of an optimizer: OPTO problems and memory in, a proposal out (Trace, arXiv 2406.16218, section 3).
 
 An optimizer never touches a running agent. It is made anew for each proposal from an `OptimizerContext`, in a process of its own that
-may be killed at any time, and what it must remember it finds in `memory`, which the store keeps. A plug-in is any class whose
+may be killed at any time, and what it must remember it finds in `memory`, which the store keeps: what became of each attempt, and the
+`notes` that were given with it. A plug-in is any class whose
 constructor takes `(context, llm, screen)` and that has `propose`; `algorithm = "module:Class"` names it, and
 `agentd.testing.optimizers` has the suite that it must pass.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "Screen",
     "Screening",
     "make_proposal",
+    "whole",
 ]
 
 
@@ -145,6 +147,12 @@ class Optimizer(Protocol):
         ...
 
 
+def whole(memory: Sequence[MemoryEntry], parameters: Sequence[Parameter]) -> tuple[MemoryEntry, ...]:
+    """`memory` with the values that its revisions leave to the source's defaults: revisions name only what differs from those."""
+    defaults = {parameter.path: parameter.default for parameter in parameters}
+    return tuple(msgspec.structs.replace(entry, values={**defaults, **entry.values}) for entry in memory)
+
+
 def make_proposal(
     context: OptimizerContext,
     problems: Sequence[Problem],
@@ -155,6 +163,7 @@ def make_proposal(
     reasoning: str = "",
     dollars: float = 0.0,
     exchange: str = "",
+    notes: dict[str, Value] | None = None,
 ) -> Proposal:
     """A proposal whose id follows from what it says and when it was asked for."""
     content = msgspec.msgpack.encode((context.agent, context.stable, values, algorithm, seed, context.at), order="deterministic")
@@ -169,4 +178,5 @@ def make_proposal(
         answers=tuple(dict.fromkeys(problem.episode for problem in problems)),
         dollars=dollars,
         exchange=exchange,
+        notes=notes or {},
     )

@@ -1,10 +1,12 @@
 """From the name in `agent.toml` to an optimizer."""
 
+import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentd.errors import OptimizerError
+from agentd.opto.asking import AskingOptions
 from agentd.opto.contract import Llm, NoScreen, Optimizer, OptimizerContext, Screen
 
 _BUILT_IN = {
@@ -15,9 +17,17 @@ _BUILT_IN = {
     "textgrad": "agentd.opto.algorithms.textgrad:TextGrad",
 }
 
+OPTIONS = frozenset({*AskingOptions.__struct_fields__, "parts", "startup"})
+"""All options of the built-in optimizers; each ignores those of others."""
+
 
 def make_optimizer(context: OptimizerContext, llm: Llm, screen: Screen | None = None) -> Optimizer:
-    """The optimizer that `context.algorithm` names. Raises OptimizerError for an unknown one, or a plug-in that can't be made."""
+    """The optimizer that `context.algorithm` names.
+
+    Raises OptimizerError for an unknown one, a plug-in that can't be made, and options of a built-in one that do not exist.
+    """
+    if context.algorithm in _BUILT_IN:
+        check_options(context.options)
     made = _load(context.algorithm)
     try:
         optimizer = made(context, llm, screen or NoScreen())
@@ -28,6 +38,15 @@ def make_optimizer(context: OptimizerContext, llm: Llm, screen: Screen | None = 
     if not callable(getattr(optimizer, "propose", None)):
         raise OptimizerError(f"the optimizer {context.algorithm!r} has no method `propose`")
     return optimizer  # type: ignore[no-any-return]  # a plug-in's class is known by name only
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises OptimizerError for options that no built-in optimizer has: they would have no effect."""
+    for name in options:
+        if name not in OPTIONS:
+            meant = difflib.get_close_matches(str(name), sorted(OPTIONS), 1)
+            there = f"did you mean {meant[0]!r}?" if meant else f"there are {', '.join(sorted(OPTIONS))}"
+            raise OptimizerError(f"[optimizer] options: there is no option {name!r}; {there}")
 
 
 def _load(algorithm: str) -> Callable[..., Any]:

@@ -1,14 +1,15 @@
 """Hybrid: a model changes structure, search tunes what is numeric, under one budget.
 
-Who goes next follows from what has paid off in this regime. With no model, or no budget left, it is search; with only text and no model
-it says so.
+Who goes next follows from what has paid off in this regime; a turn without a usable proposal paid off nothing. With no model, or no
+budget left, it is search; with only text and no model it says so.
 """
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 
-from agentd.errors import OptimizerError
+from agentd.errors import BudgetExhausted, OptimizerError
 from agentd.opto.algorithms.optoprime import OptoPrime
 from agentd.opto.contract import Llm, Optimizer, OptimizerContext, Screen
 from agentd.opto.search import Search
@@ -17,6 +18,7 @@ from agentd.records import MemoryEntry, Problem, Proposal
 
 _OPTIMISM = 0.05
 _PARTS = ("optoprime", "search")
+_FAILED = "failed"  # the note with a proposal: whose turn it was before, and gave nothing
 
 
 class Hybrid:
@@ -42,19 +44,38 @@ class Hybrid:
             )
         turns = sorted(self._parts, key=lambda name: -_worth(memory, name, self._context.regime))
         failure: OptimizerError | None = None
+        failed: list[str] = []
         for name in turns:
             try:
                 proposal = await self._parts[name].propose(problems, memory, seed)
             except OptimizerError as error:
                 failure = failure or error
+                if not isinstance(error, BudgetExhausted):  # which is nobody's fault
+                    failed.append(name)
             else:
                 if failure is None:
                     return proposal
-                return msgspec.structs.replace(proposal, reasoning=f"{proposal.reasoning} ({turns[0]} could not: {failure})")
+                notes = {**proposal.notes, _FAILED: failed} if failed else proposal.notes
+                reasoning = f"{proposal.reasoning} ({turns[0]} could not: {failure})"
+                return msgspec.structs.replace(proposal, reasoning=reasoning, notes=notes)
         raise failure or OptimizerError("nobody could propose anything")
 
 
 def _worth(memory: Sequence[MemoryEntry], algorithm: str, regime: int) -> float:
-    """Mean gain per attempt in this regime, with one optimistic attempt added, so that who wasn't tried is, and who fails yields."""
-    gains = [max(entry.difference or 0.0, 0.0) for entry in memory if entry.regime == regime and entry.algorithm == algorithm]
-    return (_OPTIMISM + sum(gains)) / (1 + len(gains))
+    """Mean gain per turn in this regime, with one optimistic turn added, so that who wasn't tried is, and who fails yields.
+
+    A gain is the difference to what served then; where nothing was compared, as in scripts, to the best mean before.
+    """
+    gained, turns, best = _OPTIMISM, 1, math.inf
+    for entry in memory:
+        if entry.regime != regime:
+            continue
+        mean = -math.inf if entry.mean is None else entry.mean
+        if entry.algorithm == algorithm:
+            gained += max(0.0, mean - best if entry.difference is None else entry.difference)
+            turns += 1
+        failed = entry.notes.get(_FAILED)
+        turns += isinstance(failed, list | tuple) and algorithm in failed
+        if entry.mean is not None:
+            best = mean if best == math.inf else max(best, mean)
+    return gained / turns

@@ -23,7 +23,7 @@ import msgspec
 
 from agentd.clock import Clock
 from agentd.errors import ModelError
-from agentd.opto.budget import Reservation, estimate_tokens
+from agentd.opto.budget import Reservation, estimate_tokens, tokens_of
 from agentd.opto.cache import NoCache, ReplyCache
 from agentd.opto.contract import Llm, LlmReply, LlmRequest, Message
 from agentd.records import Usage
@@ -35,7 +35,6 @@ CALLS = 3
 
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _UNKNOWN = frozenset({"cancelled", "408"})  # the model may have answered, and the provider billed: the estimate counts
-_TOKENS_PER_IMAGE = 1_500
 _IMAGE = re.compile(r"image|vision|multimodal|multi-modal|content.{0,40}string", re.IGNORECASE)
 _KEY_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _KEY_SHAPES = re.compile(r"(?i)\b(sk-|gsk_|xai-|hf_|AIza)[\w*.-]{4,}|(?<=bearer )[\w.~+/*-]{4,}")
@@ -185,8 +184,8 @@ class LitellmClient:
     async def _ask(self, model: str, request: LlmRequest) -> LlmReply:
         """One call: reserve, ask, settle."""
         litellm = await self._load()
-        asked = sum(estimate_tokens(message.content) + _TOKENS_PER_IMAGE * len(message.images) for message in request.messages)
-        reservation = self._ledger.reserve(request.agent, _price(litellm, model, asked, request.max_tokens), self._clock.time())
+        price = _price(litellm, model, tokens_of(request.messages), request.max_tokens)
+        reservation = self._ledger.reserve(request.agent, price, self._clock.time())
         outcome, reply = "cancelled", LlmReply(text="", model=model)
         try:
             response = await self._call(litellm, model, request)

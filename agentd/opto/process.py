@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
 _STDERR_TAIL = 4_000
+_SHARE_FOR_MODELS = 0.8  # of the time for a proposal: the rest is for doing without one
+MAX_NOTES = 16_384
+"""Bytes of MessagePack that an optimizer may note with a proposal: each of its memory's entries carries them."""
 _SHUTDOWN = 5.0
 _PR_SET_PDEATHSIG = 1
 
@@ -69,7 +72,8 @@ class OptimizerProcess:
         nonsense; DecodingError for values that break the parameters' rules; ModelError and BudgetExhausted as the optimizer let them pass.
         """
         ask = Ask(context, tuple(problems), tuple(memory), seed, can_screen=screen is not None)
-        metered = Metered(llm, context.budget.tokens_per_proposal)
+        until = asyncio.get_running_loop().time() + _SHARE_FOR_MODELS * timeout
+        metered = Metered(llm, context.budget.tokens_per_proposal, until)
         process = await self._start()
         tail = bytearray()
         drain = asyncio.create_task(_drain(process, tail), name=f"optimizer-stderr-{context.agent}")
@@ -86,6 +90,8 @@ class OptimizerProcess:
             await _end(process, drain)
         if isinstance(message, Failed):
             raise error_of(message.failure)
+        if len(codec.encode(message.proposal.notes)) > MAX_NOTES:
+            raise OptimizerError(f"the optimizer {context.algorithm!r} noted more than {MAX_NOTES} bytes with its proposal")
         values = validate_values(message.proposal.values, context.parameters, context.values, context.allowed_imports)
         if not values:
             raise OptimizerError(f"the optimizer {context.algorithm!r} proposed no change")

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentd.errors import BudgetExhausted, ModelError, OptimizerError
-from agentd.opto.asking import AskingOptions
 from agentd.opto.contract import OptimizerContext
-from agentd.opto.factory import make_optimizer
+from agentd.opto.factory import OPTIONS, make_optimizer
 from agentd.opto.optimizer import Optimizer
 from agentd.opto.rendering import Section
 from agentd.opto.script_models import SCRIPT, UNLIMITED, Listener, model_names, opened, run
@@ -35,7 +34,6 @@ __all__ = ["OPRO", "Hybrid", "OptoPrime", "OptoPrimeMulti", "Search", "TextGrad"
 
 Selector = Callable[[list[dict[ParameterNode, Any]]], dict[ParameterNode, Any]]
 
-_OPTIONS = {*AskingOptions.__struct_fields__, "parts", "startup"}
 _OF_TRACE = {"highlight_variables", "include_example", "json_keys", "prompt_symbols", "use_json_object_format"}
 """Options of Trace's prompts, which agentd words itself: accepted, without effect."""
 _OF_AUTOGEN = {"config_list", "filter_dict"}
@@ -77,18 +75,20 @@ class ScriptOptimizer(Optimizer):
         for name in options:
             if name in _OF_AUTOGEN:
                 warnings.warn(f"{name} has no effect, as in Trace: `llm` names the model", RuntimeWarning, stacklevel=2)
-            elif name not in _OPTIONS | _OF_TRACE:
-                raise OptimizerError(f"there is no option {name!r}; there are {', '.join(sorted(_OPTIONS))}")
+            elif name not in OPTIONS | _OF_TRACE:
+                raise OptimizerError(f"there is no option {name!r}; there are {', '.join(sorted(OPTIONS))}")
         self.objective = objective or ""
         self.dollars = 0.0
         self.last: Proposal | None = None
+        self._proposed: dict[str, Value] = {}
+        self._author: Proposal | None = None
         self.log: list[dict[str, str]] | None = [] if log else None
         self._llm = llm
         self._memory_size = memory_size
         self._seeds = random.Random(seed)  # noqa: S311 - not a secret; the seed makes a run repeatable
         self._allowed_imports = tuple(allowed_imports) if allowed_imports is not None else None
         self._ignore_extraction_error = ignore_extraction_error
-        self._options = {name: value for name, value in options.items() if name in _OPTIONS}
+        self._options = {name: value for name, value in options.items() if name in OPTIONS}
         self._named = _named(self.parameters)
         self._records: dict[str, Parameter] = {path: describe(path, parameter) for path, parameter in self._named.items()}
         self._told = Told(self._named)
@@ -126,9 +126,10 @@ class ScriptOptimizer(Optimizer):
 
         What the old values were worth goes to memory; the feedback on them is then forgotten, as it says nothing of the new ones.
         """
-        entry = self._evaluated({path: plain(parameter.data, path) for path, parameter in self._named.items()})
+        entry = self._evaluated(self._present())
         for parameter, value in update.items():
             assign(parameter, value)
+        self._author = self.last if same(self._present(), self._proposed) else None
         if update:
             if entry is not None:
                 self._memory.append(entry)
@@ -136,8 +137,11 @@ class ScriptOptimizer(Optimizer):
 
     # --- inside ---
 
+    def _present(self) -> dict[str, Value]:
+        return {path: plain(parameter.data, path) for path, parameter in self._named.items()}
+
     def _propose(self, options: dict[str, Value], *, verbose: bool | str) -> dict[ParameterNode, Any]:
-        values = {path: plain(parameter.data, path) for path, parameter in self._named.items()}
+        values = self._present()
         base, memory = self._base(values)
         context = OptimizerContext(
             agent=SCRIPT,
@@ -175,6 +179,7 @@ class ScriptOptimizer(Optimizer):
             return {}
         self.dollars += self.last.dollars
         proposed = {**base, **self.last.values}
+        self._proposed = proposed
         return {parameter: proposed[path] for path, parameter in self._named.items() if not same(proposed[path], values[path])}
 
     def _cases(self) -> Iterator[tuple[Case, Feedback]]:
@@ -198,8 +203,9 @@ class ScriptOptimizer(Optimizer):
             values=values,
             fate="tried",
             mean=statistics.fmean(scores) if scores else None,
-            algorithm=self.algorithm,
+            algorithm=self._author.algorithm if self._author is not None else "",
             feedback="\n".join(case.text for case in cases if case.text),
+            notes=self._author.notes if self._author is not None else {},
         )
 
     async def _ask(self, context: OptimizerContext, problems: list[Problem], memory: list[MemoryEntry], verbose: bool | str) -> Proposal:

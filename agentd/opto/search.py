@@ -31,6 +31,7 @@ _TRIES = 64
 _NOTICEABLE = 0.1  # of the distance to the best score: less is noise after a few pairs
 _LOCAL_SPREAD = 0.5
 _PRIOR_PAIRS = 1.0
+_DISPROVED = "rolled_back"
 _ALIKE = 8  # points passed over because replay shows no difference, before one is tried all the same
 
 
@@ -81,7 +82,7 @@ class Search:
     def _candidates(self, space: Space, memory: Sequence[MemoryEntry], baseline: float, seed: int) -> Iterator[Idea]:
         """Points nobody tried, best idea first, each with the reason."""
         tried = _tried(space, memory, self._context.regime)
-        trials = _trials(space, memory, self._context.regime, baseline)
+        trials = _trials(space, memory, self._context, baseline)
         generator = random.Random(seed)  # noqa: S311 - not a secret; the seed makes it repeatable
         seen = list(tried)
 
@@ -176,14 +177,22 @@ def _tried(space: Space, memory: Sequence[MemoryEntry], regime: int) -> list[Poi
     return points[1:] + points[:1]
 
 
-def _trials(space: Space, memory: Sequence[MemoryEntry], regime: int, baseline: float) -> list[Trial]:
-    """The attempts of this regime that were scored. Pairs share their noise, so a difference says more than a mean."""
+def _trials(space: Space, memory: Sequence[MemoryEntry], context: OptimizerContext, baseline: float) -> list[Trial]:
+    """The attempts of this regime that were scored.
+
+    Pairs share their noise, so a difference to the running revision says more than a mean; one to an earlier revision says nothing here.
+    What was rolled back had a comparison that did not last: it was no better than the running revision.
+    """
     trials: list[Trial] = []
     for entry in memory:
-        point = space.point(entry.values) if entry.regime == regime else None
+        point = space.point(entry.values) if entry.regime == context.regime else None
         if point is None or entry.mean is None or same(point, space.current):
             continue
-        score = entry.mean if entry.difference is None or entry.fate in GOOD_FATES else baseline + entry.difference
+        score = entry.mean
+        if entry.difference is not None and entry.fate not in GOOD_FATES and entry.reference in ("", context.stable):
+            score = baseline + entry.difference
+        if entry.fate == _DISPROVED:
+            score = min(score, baseline)
         weight = entry.pairs / (entry.pairs + _PRIOR_PAIRS) if entry.pairs else 1.0
         trials.append(Trial(point, baseline + weight * (score - baseline)))
     return trials

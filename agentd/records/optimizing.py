@@ -1,5 +1,7 @@
 """What optimizers are asked, what they remember, propose and cost."""
 
+import msgspec
+
 from agentd.records.base import Record, Value
 from agentd.records.episodes import Feedback, Outcome
 from agentd.records.revisions import Parameter
@@ -33,11 +35,16 @@ class MemoryEntry(Record, frozen=True):
     reason: str = ""
     mean: float | None = None
     difference: float | None = None
+    """To `reference`, over `pairs` pairs: less noisy than the mean, since both halves of a pair met the same."""
+    reference: str = ""
+    """The revision that served then; empty where nothing was compared."""
     pairs: int = 0
     regime: int = 0
     algorithm: str = ""
     feedback: str = ""
     at: float = 0.0
+    notes: dict[str, Value] = msgspec.field(default_factory=dict)
+    """What the optimizer noted with its proposal."""
 
 
 class Usage(Record, frozen=True):
@@ -69,3 +76,5 @@ class Proposal(Record, frozen=True):
     exchange: str = ""
     """The raw exchange with the model, for people; never kept in memory."""
     who: str = "optimizer"
+    notes: dict[str, Value] = msgspec.field(default_factory=dict)
+    """What its optimizer wants to find beside it in memory: an optimizer is made anew for each proposal."""

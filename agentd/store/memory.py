@@ -80,7 +80,12 @@ def _entry(row: Row[Any], words: dict[str, str]) -> tuple[str, MemoryEntry]:
     values = {} if row.revision is None else unpack(row.revision, Revision).values
     if row.release is None:
         entry = MemoryEntry(
-            proposal=proposal.id, values=values | proposal.values, fate="invalid", algorithm=proposal.algorithm, at=proposal.at
+            proposal=proposal.id,
+            values=values | proposal.values,
+            fate="invalid",
+            algorithm=proposal.algorithm,
+            at=proposal.at,
+            notes=proposal.notes,
         )
         return "", entry
     release = unpack(row.release, Release)
@@ -91,11 +96,13 @@ def _entry(row: Row[Any], words: dict[str, str]) -> tuple[str, MemoryEntry]:
         reason=release.reason,
         mean=release.candidate_sum / release.pairs if release.pairs else None,
         difference=release.difference,
+        reference=release.reference,
         pairs=release.pairs,
         regime=release.regime,
         algorithm=proposal.algorithm,
         feedback=words.get(release.candidate, ""),
         at=proposal.at,
+        notes=proposal.notes,
     )
 
 

@@ -1,6 +1,8 @@
 """The built-in optimizers keep the contract that plug-ins are held to."""
 
 import json
+import re
+from pathlib import Path
 
 from agentd.opto.algorithms.opro import OPRO
 from agentd.opto.algorithms.optoprime import OptoPrime
@@ -49,6 +51,14 @@ class TestTextGrad(OptimizerContract):
 
     def make_llm(self, parameters):
         return Model()
+
+
+class TestTheOneInTheManual(OptimizerContract):
+    def make(self, context, llm, screen):
+        manual = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+        names = {}
+        exec(re.search(r"```python\n(.*?)```", manual, re.DOTALL)[1], names)
+        return names["Halving"](context, llm, screen)
 
 
 class TestHybridWithoutModel(OptimizerContract):

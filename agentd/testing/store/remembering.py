@@ -30,7 +30,15 @@ class RememberingContract:
         (entry,) = await store.memory("cartpole")
         assert (entry.proposal, entry.values, entry.algorithm, entry.at) == ("p1", {"gain": 1.0}, "search", 1.0)
         assert (entry.fate, entry.reason, entry.pairs, entry.regime) == ("pruned", "reason 1", 10, 2)
-        assert (entry.mean, entry.difference, entry.feedback) == (0.25, -0.25, "fell later")
+        assert (entry.mean, entry.difference, entry.reference, entry.feedback) == (0.25, -0.25, revision(0.0).id, "fell later")
+
+    async def test_what_an_optimizer_noted_is_remembered_whether_its_proposal_was_released_or_not(self, open_store: OpenStore) -> None:
+        store = await open_store()
+        parent, child = revision(1.0), revision(2.0)
+        await store.commit(SOURCE, parent, child, msgspec.structs.replace(proposal("p1", parent, 2.0), notes={"step": 0.5}))
+        assert [entry.notes for entry in await store.memory("cartpole")] == [{"step": 0.5}]
+        await store.commit(release("r1", child, parent, Phase.PRUNED, proposal="p1"))
+        assert [entry.notes for entry in await store.memory("cartpole")] == [{"step": 0.5}]
 
     async def test_values_are_those_of_the_whole_revision(self, open_store: OpenStore) -> None:
         store = await open_store()

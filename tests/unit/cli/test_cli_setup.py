@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hosted import edited
 from typer.testing import CliRunner
 
 from agentd.cli.app import app
@@ -149,7 +150,9 @@ def test_check_says_what_the_environment_lacks(tmp_path: Path, monkeypatch) -> N
     invoke("new", "robot", "--template", "cartpole", "--into", str(tmp_path))
     invoke("new", "mine", "--into", str(tmp_path))
     file = tmp_path / "mine" / "agent.toml"
-    file.write_text(file.read_text().replace("CartPole-v1", "CartPool-v1"))
+    file.write_text(edited(optimizer__options={"sampels": 3})(file.read_text().replace("CartPole-v1", "CartPool-v1")))
+    file = tmp_path / "robot" / "agent.toml"
+    file.write_text(edited(optimizer__algorithm="no_such_module.at_all:Mine")(file.read_text()))
     code, findings = check(tmp_path, str(tmp_path / "robot"), str(tmp_path / "mine"))
     said = "\n".join(bad(findings))
     assert code == 1
@@ -158,6 +161,8 @@ def test_check_says_what_the_environment_lacks(tmp_path: Path, monkeypatch) -> N
         "model nonsense: litellm knows no such provider",
         "broker mqtt://127.0.0.1:9: can't be used: [Errno 111] Connection refused",
         "CartPool",
+        "optimizer of robot: there is no module no_such_module.at_all on the daemon's Python path",
+        "optimizer of mine: [optimizer] options: there is no option 'sampels'; did you mean 'samples'?",
     ):
         assert expected in said, expected
 

@@ -1,8 +1,10 @@
 """The ledger says no before money is spent, and when it will say yes again."""
 
+import asyncio
+
 import pytest
 
-from agentd.errors import BudgetExhausted
+from agentd.errors import BudgetExhausted, ModelError
 from agentd.opto.budget import DAY, HOUR, POLICY, Grant, Lease, Ledger, Metered, account_of
 from agentd.opto.contract import BudgetLimits, LlmReply, LlmRequest, Message
 from agentd.records import Usage
@@ -69,18 +71,54 @@ def test_no_limit_is_no_limit():
     assert book.remaining("a", 1000.0).dollars is None
 
 
-async def test_a_proposal_stops_before_it_passes_its_tokens():
-    class Llm:
-        async def complete(self, request):
-            return LlmReply(text="x", model="m", tokens_in=40, tokens_out=20, dollars=0.5)
+class Answering:
+    """An Llm that takes 40 tokens and gives as many as it may."""
 
-    metered = Metered(Llm(), 100)
-    request = LlmRequest(agent="a", purpose="p", messages=(Message(role="user", content="word " * 10),))
-    await metered.complete(request)
-    await metered.complete(request)
-    with pytest.raises(BudgetExhausted, match="100 tokens per proposal"):
-        await metered.complete(request)
-    assert (metered.tokens, metered.dollars, metered.calls) == (120, 1.0, 2)
+    def __init__(self):
+        self.asked = []
+
+    async def complete(self, request):
+        self.asked.append(request.max_tokens)
+        await asyncio.sleep(0)
+        return LlmReply(text="x", model="m", tokens_in=40, tokens_out=request.max_tokens, dollars=0.5)
+
+
+def question(content="word " * 10, images=(), max_tokens=400):
+    return LlmRequest(agent="a", purpose="p", messages=(Message(role="user", content=content, images=images),), max_tokens=max_tokens)
+
+
+async def test_a_proposal_never_passes_its_tokens_its_last_answer_is_shorter_and_then_none_is_asked_for():
+    model = Answering()
+    metered = Metered(model, 1_000)
+    for _ in range(3):
+        await metered.complete(question())
+    with pytest.raises(BudgetExhausted, match="1000 tokens per proposal"):
+        await metered.complete(question())
+    assert model.asked == [400, 400, 100]
+    assert (metered.tokens, metered.dollars, metered.calls) == (1020, 1.5, 3)  # the estimate of a question was 20 short
+
+
+async def test_questions_side_by_side_are_paid_from_one_budget():
+    model = Answering()
+    metered = Metered(model, 1_000)
+    answers = await asyncio.gather(*(metered.complete(question()) for _ in range(9)), return_exceptions=True)
+    assert [isinstance(answer, BudgetExhausted) for answer in answers] == [False, False, False, *[True] * 6]
+    assert sum(model.asked) <= 1_000
+
+
+async def test_pictures_count():
+    with pytest.raises(BudgetExhausted):
+        await Metered(Answering(), 1_000).complete(question(images=("data:image/png;base64,AA",)))
+
+
+async def test_a_question_that_is_still_open_when_the_time_for_models_is_over_is_an_error_of_the_model():
+    class Hangs:
+        async def complete(self, request):
+            await asyncio.get_running_loop().create_future()
+
+    metered = Metered(Hangs(), None, until=asyncio.get_running_loop().time() + 0.01)
+    with pytest.raises(ModelError, match="propose_timeout"):
+        await metered.complete(question())
 
 
 # --- what an agent asks while it acts, in its runner ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 
@@ -16,7 +17,7 @@ from agentd.opto.contract import BudgetLimits, Screening
 from agentd.opto.llm import LitellmClient, LlmSettings
 from agentd.opto.process import OptimizerProcess
 from agentd.records import Kind, Parameter
-from agentd.testing.llm import ScriptedLlm
+from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 from agentd.testing.optimizers import NoModel
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0)
@@ -60,6 +61,12 @@ class Invalid(Base):
 class Unchanged(Base):
     async def propose(self, problems, memory, seed):
         return make_proposal(self.context, problems, {"gain": 1.0}, algorithm="unchanged", seed=seed)
+
+
+class Notes(Base):
+    async def propose(self, problems, memory, seed):
+        notes = {"my": "x" * self.context.options["length"]}
+        return make_proposal(self.context, problems, {"gain": 2.0}, algorithm="notes", seed=seed, notes=notes)
 
 
 class HangsInC(Base):
@@ -142,12 +149,13 @@ async def test_search_makes_the_same_proposal_in_any_process(propose, code):
         ("Dies", "broke off"),
         ("Babbles", "spoke nonsense"),
         ("hybrid", "no model is configured"),
+        ("search", "there is no option 'start'; did you mean 'startup'?"),
     ],
 )
 async def test_what_went_wrong_is_said(algorithm, words, propose):
     parameters = (Parameter(path="prompt", kind=Kind.TEXT, default="Hi"),) if algorithm == "hybrid" else (GAIN,)
-    with pytest.raises(OptimizerError, match=words):
-        await propose(algorithm, parameters=parameters)
+    with pytest.raises(OptimizerError, match=re.escape(words)):
+        await propose(algorithm, parameters=parameters, options={"start": 5} if algorithm == "search" else {})
 
 
 async def test_an_unknown_algorithm_is_told_what_there_is(make_context, make_problem):
@@ -208,9 +216,27 @@ async def test_the_tokens_of_one_proposal_are_limited(propose):
         ledger = Ledger()
         ledger.limit("robot", BudgetLimits(calls_per_hour=None))
         async with LitellmClient(settings, ledger, SystemClock()) as llm:
-            with pytest.raises(BudgetExhausted, match="300 tokens per proposal"):
-                await propose("AsksForEver", llm=llm, budget=BudgetLimits(tokens_per_proposal=300))
+            with pytest.raises(BudgetExhausted, match="320 tokens per proposal"):
+                await propose("AsksForEver", llm=llm, budget=BudgetLimits(tokens_per_proposal=320))
     assert len(server.requests) == 3
+
+
+@pytest.mark.long
+async def test_a_model_that_hangs_leaves_search_its_turn(propose, code):
+    async with ScriptedLlm(in_turn([Reply(delay=60.0)])) as server:
+        settings = LlmSettings(models=("openai/scripted",), api_base=server.url, api_key="sk-test-test")
+        async with LitellmClient(settings, Ledger(), SystemClock()) as llm:
+            await llm.load()
+            proposal = await propose("hybrid", seconds=10.0, llm=llm, parameters=(code,), models=("openai/scripted",))
+    assert proposal.algorithm == "search"
+    assert "propose_timeout is too short for this model, or the model hangs" in proposal.reasoning
+    assert proposal.notes == {"failed": ["optoprime"]}
+
+
+async def test_what_an_optimizer_notes_comes_with_its_proposal_and_is_limited(propose):
+    assert (await propose("Notes", options={"length": 1000})).notes == {"my": "x" * 1000}
+    with pytest.raises(OptimizerError, match="noted more than 16384 bytes"):
+        await propose("Notes", options={"length": 20_000})
 
 
 async def test_optoprime_works_through_the_process_with_a_real_client(propose, code):
@@ -223,6 +249,7 @@ async def test_optoprime_works_through_the_process_with_a_real_client(propose, c
     async with ScriptedLlm(script) as server:
         settings = LlmSettings(models=("openai/scripted",), api_base=server.url, api_key="sk-test-test")
         async with LitellmClient(settings, Ledger(), SystemClock()) as llm:
+            await llm.load()
             proposal = await propose("hybrid", llm=llm, parameters=(code,), models=("openai/scripted",))
     assert proposal.values == {"act": source}
     assert proposal.algorithm == "optoprime"

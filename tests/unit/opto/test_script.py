@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentd.errors import DecodingError, ModelError, OptimizerError, TraceError
-from agentd.opto import OPRO, OptoPrime, OptoPrimeMulti, Search, TextGrad
+from agentd.opto import OPRO, Hybrid, OptoPrime, OptoPrimeMulti, Search, TextGrad
 from agentd.opto.optimizer import Optimizer
 from agentd.testing.llm import ScriptedLlm
 from agentd.trace import ExecutionError, bundle, model, node
@@ -84,14 +84,17 @@ async def test_it_works_inside_a_running_loop(answers):
     assert optimizer.step() == {x: 3.0}
 
 
-async def test_a_model_is_named_as_litellm_names_it(monkeypatch):
+async def test_a_model_is_named_as_litellm_names_it_and_asked_once_where_a_cache_is_named(monkeypatch, tmp_path):
     async with ScriptedLlm(suggest(x=3.0)) as server:
+        monkeypatch.setenv("AGENTD_REPLY_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test-test")
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        x = node(1.0, trainable=True, name="x")
-        optimizer = OPRO([x], "openai/scripted")
-        optimizer.backward(x * 1, (0.5, "larger"))
-        assert await asyncio.to_thread(optimizer.step) == {x: 3.0}
+        for _ in range(2):
+            x = node(1.0, trainable=True, name="x")
+            optimizer = OPRO([x], "openai/scripted")
+            optimizer.backward(x * 1, (0.5, "larger"))
+            assert await asyncio.to_thread(optimizer.step) == {x: 3.0}
+    assert len(server.requests) == 1
 
 
 def test_how_long_a_named_model_may_take_is_chosen_in_the_environment(monkeypatch):
@@ -131,6 +134,18 @@ def test_search_needs_no_model_and_goes_on_from_the_best():
         optimizer.backward(x * 1, score)
         optimizer.step()
     assert best > 0.95
+
+
+def test_in_a_script_too_hybrid_gives_the_turn_to_who_pays_off(answers):
+    x = node(4.0, trainable=True, name="x", bounds=(-10.0, 10.0))
+    optimizer = Hybrid([x], answers(suggest(x=9.0), suggest(x=8.0)))
+    turns = []
+    for _ in range(4):
+        optimizer.zero_feedback()
+        optimizer.backward(x * 1, 1.0 - abs(x.data + 3.0) / 20.0)
+        optimizer.step()
+        turns.append(optimizer.last.algorithm)
+    assert turns == ["optoprime", "search", "search", "search"]  # of which the first was better
 
 
 def test_what_a_model_cannot_do_is_a_warning_and_no_change(answers):

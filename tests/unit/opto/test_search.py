@@ -125,6 +125,21 @@ async def test_scores_of_another_regime_are_not_told_but_are_not_forbidden_eithe
     assert proposal.values == {"gain": -2.0}
 
 
+async def test_a_difference_counts_only_to_what_runs_now_and_what_was_rolled_back_not_at_all(make_context):
+    context = make_context(GAIN, stable_mean=0.5)
+
+    async def best(**fields):
+        """The score that search believes in; None where it knows nothing noticeably better."""
+        memory = [entry(context, {"gain": 3.0}, pairs=1_000_000, **fields)]
+        proposal = await Search(context).propose([], memory, 1)
+        return float(proposal.reasoning.partition("(score ")[2][:-1]) if "(score " in proposal.reasoning else None
+
+    assert await best(mean=0.4, difference=0.2, reference="r0") == pytest.approx(0.7)
+    assert await best(mean=0.4, difference=0.2, reference="an earlier one") is None
+    assert await best(mean=0.9, difference=0.1, reference="an earlier one") == pytest.approx(0.9)
+    assert await best(mean=0.9, difference=0.4, reference="r0", fate="rolled_back") is None
+
+
 async def test_memory_of_other_structure_and_broken_code_is_skipped(code, make_context):
     context = make_context(code)
     memory = [entry(context, {"act": text}) for text in ("def act(self, observation):\n    return 0\n", "def act(", "")]
