@@ -1,5 +1,6 @@
 """The way of a language model's suggestion, through a real HTTP server that speaks OpenAI's protocol; and all that can go wrong with it."""
 
+import asyncio
 import json
 
 import pytest
@@ -18,17 +19,24 @@ def suggest(**values):
 
 
 class Model:
-    """A scripted model; `reply` is what it answers from now on."""
+    """A scripted model; `reply` is what it answers from now on. What the daemon wants of the world outside is refused, and in `wanted`."""
 
     def __init__(self):
         self.reply = Reply("")
         self.server = ScriptedLlm(lambda _: self.reply)
+        self.wanted = []
+        self.proxy = ""
+
+    async def refuse(self, reader, writer):
+        self.wanted.append(await reader.readline())
+        writer.close()
 
 
 @pytest.fixture
 async def model():
     scripted = Model()
-    async with scripted.server:
+    async with scripted.server, await asyncio.start_server(scripted.refuse, "127.0.0.1", 0) as outside:
+        scripted.proxy = f"http://127.0.0.1:{outside.sockets[0].getsockname()[1]}"
         yield scripted
 
 
@@ -37,7 +45,7 @@ def asking(**values):
 
 
 async def start(hosted, model):
-    await hosted.start(api_base=model.server.url, environment={"AGENTD_API_KEY": KEY})
+    await hosted.start(api_base=model.server.url, environment={"AGENTD_API_KEY": KEY, "HTTPS_PROXY": model.proxy})
     await hosted.until_good()
 
 
@@ -71,6 +79,7 @@ async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, mo
     assert set(model.server.requests[0].schema["properties"]["suggestion"]["properties"]) == {"act"}
     assert model.server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert await hosted.stop() == 0
+    assert model.wanted == []  # no price table, no telemetry: models that are named are all that is asked
     for file in hosted.folder.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     robot.prove()
@@ -117,7 +126,7 @@ async def test_a_service_that_hangs_is_given_up(hosted, model):
     await start(hosted, model)
     model.reply = Reply(delay=60.0)
     await hosted.client.propose("cartpole")
-    await failed_with(hosted, "within 4 s")
+    await failed_with(hosted, "propose_timeout is too short for this model, or the model hangs")
     scored = (await hosted.agent())["episodes"]
     await hosted.until_scored(scored + 2)
     assert await hosted.stop() == 0
