@@ -5,7 +5,7 @@
     python benchmarks/bench_opto_local.py                      # only the table, from the records
 
 A run appends one line to benchmarks/results/opto_local.jsonl, with all that was asked and answered. What is there already is not run
-again, so it can be stopped at any time and continued, and two can run beside each other, on seeds and servers of their own. trace-opt is
+again, so it can be stopped at any time and continued, and several can run beside each other, on seeds or problems of their own. trace-opt is
 what `make bench` installs into .venv-peer. Every contestant meets every problem in turn, seed by seed, so that whatever stops it leaves a
 fair table. It keeps two cores busy for hours.
 """
@@ -72,7 +72,7 @@ def run(contestant, problem, seed, options):
 
 def append(record):
     RECORDS.parent.mkdir(exist_ok=True)
-    whole = not RECORDS.exists() or RECORDS.read_bytes().endswith(b"\n")
+    whole = not RECORDS.exists() or RECORDS.read_bytes()[-1:] in {b"", b"\n"}
     with RECORDS.open("a") as file:
         file.write(("" if whole else "\n") + json.dumps(record) + "\n")
 

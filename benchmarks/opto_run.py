@@ -18,6 +18,60 @@ MAX_TOKENS = 1024
 PATIENCE = 600  # seconds for one answer: the model may share its cores
 
 
+# The functions that problems trace are functions of the module: trace-opt shows the qualified name, and the text as it is indented.
+
+
+def triple(x):
+    """Three times x."""
+    return 3 * x
+
+
+def raise_by_seven(x):
+    """Add 7."""
+    return x + 7
+
+
+def sum_and_difference(a, b):
+    """The list [a + b, a - b]."""
+    return [a + b, a - b]
+
+
+def mix(red, green, blue):
+    """The colour as [red, green, blue], each from 0 to 255."""
+    return [min(255, max(0, part)) for part in (red, green, blue)]
+
+
+def predict(x):
+    """Predict y from x."""
+    return 2 * x - 1
+
+
+def without_vowels(text):
+    """The text without its vowels."""
+    return "".join(letter for letter in text if letter not in "ae")
+
+
+def greeter(system_prompt, message):
+    """A language model that follows its system prompt and answers the message."""
+    wants = system_prompt.lower() + message.lower()
+    return "¡Hola!" if "spanish" in wants or "español" in wants else "Hello!"
+
+
+def geographer(system_prompt, message):
+    """A language model that follows its system prompt and answers the message."""
+    return '{"capital": "Paris"}' if "json" in system_prompt.lower() + message.lower() else "The capital of France is Paris."
+
+
+def rings(temperature, limit):
+    """Whether the alarm rings."""
+    return temperature < limit
+
+
+def tested(cold, warm, hot):
+    """The alarm at 20, 55 and 70 degrees."""
+    return [cold, warm, hot]
+
+
 class Problem:
     """A traced program with trainable parameters. `run` gives the output node, `judge(value)` a score in [0, 1] and words."""
 
@@ -38,19 +92,10 @@ class Number(Problem):
     objective = "Make the output equal to 25."
 
     def build(self, trace):
-        @trace.bundle()
-        def triple(x):
-            """Three times x."""
-            return 3 * x
-
-        @trace.bundle()
-        def raise_by_seven(x):
-            """Add 7."""
-            return x + 7
-
         self.x = trace.node(-2.0, trainable=True, name="x")
         self.parameters = [self.x]
-        self.run = lambda: raise_by_seven(triple(self.x))
+        first, second = trace.bundle()(triple), trace.bundle()(raise_by_seven)
+        self.run = lambda: second(first(self.x))
 
     def judge(self, value):
         away = abs(value - 25)
@@ -63,13 +108,9 @@ class Pair(Problem):
     objective = "Make the first number of the output 12 and the second 2."
 
     def build(self, trace):
-        @trace.bundle()
-        def sum_and_difference(a, b):
-            """The list [a + b, a - b]."""
-            return [a + b, a - b]
-
         self.parameters = [trace.node(1.0, trainable=True, name="a"), trace.node(1.0, trainable=True, name="b")]
-        self.run = lambda: sum_and_difference(*self.parameters)
+        combine = trace.bundle()(sum_and_difference)
+        self.run = lambda: combine(*self.parameters)
 
     def judge(self, value):
         total, difference = value
@@ -84,13 +125,9 @@ class Colour(Problem):
     objective = "Mix the colour that the customer wants."
 
     def build(self, trace):
-        @trace.bundle()
-        def mix(red, green, blue):
-            """The colour as [red, green, blue], each from 0 to 255."""
-            return [min(255, max(0, part)) for part in (red, green, blue)]
-
         self.parameters = [trace.node(100, trainable=True, name=name) for name in ("red", "green", "blue")]
-        self.run = lambda: mix(*self.parameters)
+        mixed = trace.bundle()(mix)
+        self.run = lambda: mixed(*self.parameters)
 
     def judge(self, value):
         wanted = (200, 40, 100)
@@ -108,13 +145,9 @@ class Formula(Problem):
     objective = "The function must give twice its input plus one."
 
     def build(self, trace):
-        @trace.bundle(trainable=True)
-        def predict(x):
-            """Predict y from x."""
-            return 2 * x - 1
-
-        self.parameters = [predict.parameter]
-        self.run = lambda: predict(3)
+        function = trace.bundle(trainable=True)(predict)
+        self.parameters = [function.parameter]
+        self.run = lambda: function(3)
 
     def judge(self, value):
         right = value == 7
@@ -127,13 +160,9 @@ class Vowels(Problem):
     objective = "The function must remove all vowels (a, e, i, o, u) from a text and keep everything else."
 
     def build(self, trace):
-        @trace.bundle(trainable=True)
-        def without_vowels(text):
-            """The text without its vowels."""
-            return "".join(letter for letter in text if letter not in "ae")
-
-        self.parameters = [without_vowels.parameter]
-        self.run = lambda: without_vowels("education in rome")
+        function = trace.bundle(trainable=True)(without_vowels)
+        self.parameters = [function.parameter]
+        self.run = lambda: function("education in rome")
 
     def judge(self, value):
         right = value == "dctn n rm"
@@ -147,15 +176,10 @@ class Language(Problem):
     objective = "The assistant must greet in Spanish."
 
     def build(self, trace):
-        @trace.bundle()
-        def assistant(system_prompt, message):
-            """A language model that follows its system prompt and answers the message."""
-            wants = system_prompt.lower() + message.lower()
-            return "¡Hola!" if "spanish" in wants or "español" in wants else "Hello!"
-
         self.parameters = [
             trace.node("Answer in English.", trainable=True, name="system_prompt", description="Tells the model what to do.")
         ]
+        assistant = trace.bundle()(greeter)
         self.run = lambda: assistant(self.parameters[0], "Good morning")
 
     def judge(self, value):
@@ -169,14 +193,10 @@ class Form(Problem):
     objective = "The assistant's answers are read by a program, so they must be JSON objects."
 
     def build(self, trace):
-        @trace.bundle()
-        def assistant(system_prompt, message):
-            """A language model that follows its system prompt and answers the message."""
-            return '{"capital": "Paris"}' if "json" in system_prompt.lower() + message.lower() else "The capital of France is Paris."
-
         self.parameters = [
             trace.node("You know geography.", trainable=True, name="system_prompt", description="Tells the model what to do.")
         ]
+        assistant = trace.bundle()(geographer)
         self.run = lambda: assistant(self.parameters[0], "What is the capital of France?")
 
     def judge(self, value):
@@ -190,19 +210,10 @@ class Alarm(Problem):
     objective = "Ring the alarm when the temperature is above 60 degrees, and only then."
 
     def build(self, trace):
-        @trace.bundle(trainable=True)
-        def rings(temperature, limit):
-            """Whether the alarm rings."""
-            return temperature < limit
-
-        @trace.bundle()
-        def tested(cold, warm, hot):
-            """The alarm at 20, 55 and 70 degrees."""
-            return [cold, warm, hot]
-
         limit = trace.node(30, trainable=True, name="limit", description="The limit in degrees.")
-        self.parameters = [rings.parameter, limit]
-        self.run = lambda: tested(rings(20, limit), rings(55, limit), rings(70, limit))
+        function, collect = trace.bundle(trainable=True)(rings), trace.bundle()(tested)
+        self.parameters = [function.parameter, limit]
+        self.run = lambda: collect(function(20, limit), function(55, limit), function(70, limit))
 
     def judge(self, value):
         wrong = [
