@@ -5,9 +5,9 @@
     python benchmarks/bench_opto_local.py                      # only the table, from the records
 
 A run appends one line to benchmarks/results/opto_local.jsonl, with all that was asked and answered. What is there already is not run
-again, so it can be stopped at any time and continued, and several can run beside each other, on seeds or problems of their own. trace-opt is
-what `make bench` installs into .venv-peer. Every contestant meets every problem in turn, seed by seed, so that whatever stops it leaves a
-fair table. It keeps two cores busy for hours.
+again, so it can be stopped at any time and continued, and several can run beside each other, on seeds or problems of their own.
+trace-opt is what `make bench` installs into .venv-peer. Every contestant meets every problem in turn, seed by seed, so that whatever
+stops it leaves a fair table. It keeps two cores busy for hours.
 """
 
 import argparse
