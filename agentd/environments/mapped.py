@@ -52,7 +52,7 @@ class MappedDevice(MqttDevice):
         """It said something that can't be read, and waits for an action all the same, unless one is on its way."""
         self.heard()
         if self._episode is None or self._newest <= self._answered:
-            self._answer_unasked("invalid_observation")
+            asyncio.get_running_loop().call_soon(self._answer_unasked, "invalid_observation")  # nothing is sent from within the client
 
     def leave(self, reason: str) -> None:
         """End this life."""

@@ -77,14 +77,11 @@ class MqttLink(ABC):
         except ValueError as error:
             raise PlantError(str(error)) from error
         self._status = "starting"
-        self._client: aiomqtt.Client | None = None
+        self._client: Client | None = None
         self._changes: asyncio.Queue[Change] = asyncio.Queue(4 * MAX_DEVICES)
         self._group: asyncio.TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None
         self._answers = 0
-        self._flushing = False
-        self._congested = False
-        """The network didn't take all that the last turn had for it."""
 
     @abstractmethod
     async def _begin(self, client: aiomqtt.Client) -> None:
@@ -216,26 +213,20 @@ class MqttLink(ABC):
         return True
 
     def _send(self, topic: str, payload: bytes) -> bool:
-        """Hand a message to the network in this turn of the event loop, or not at all: behind what it doesn't take it would grow old."""
+        """Hand a message to the network now, or not at all: behind what it doesn't take it would grow old."""
         if self._client is None:
             return False
         wire = self._client._client  # noqa: SLF001 - aiomqtt's publish waits even for QoS 0: a task, a timer, a poll of the socket
-        if self._congested and wire.want_write():
-            self.counters.dropped["congested"] += 1
-            return False
+        if wire.want_write():
+            self._client.flush()
+            if wire.want_write():
+                self.counters.dropped["congested"] += 1
+                return False
         if wire.publish(topic, payload).rc != 0:
             return False
-        if not self._flushing:
-            self._flushing = True
-            # after aiomqtt's own callback, that has the loop watch the socket: when this closes it, nothing may begin to watch it later
-            asyncio.get_running_loop().call_soon(self._flush, wire)
+        self._client.flush()
         self.counters.messages["out"] += 1
         return True
-
-    def _flush(self, wire: mqtt.Client) -> None:
-        self._flushing = False
-        wire.loop_write()
-        self._congested = wire.want_write()
 
     def _publish_soon(self, topic: str, payload: bytes) -> None:
         """Publish from where messages arrive, which can't wait."""

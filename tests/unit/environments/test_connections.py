@@ -1,10 +1,10 @@
-"""What a connection leaves behind: nothing, however it ends."""
+"""How a connection sends, and what it leaves behind: nothing, however it ends."""
 
 import asyncio
 import socket
 import threading
 
-from agentd.device.connection import Client, connected
+from agentd.device.connection import Client, Inbox, connected, connection_arguments
 
 
 async def test_a_connection_that_opens_after_it_was_given_up_is_closed():
@@ -34,3 +34,26 @@ async def test_a_connection_that_opens_after_it_was_given_up_is_closed():
             accepted.settimeout(20)
             while await asyncio.to_thread(accepted.recv, 1000):
                 pass  # until the other side has closed
+
+
+async def test_a_message_is_sent_at_once_or_right_after_what_is_being_handled_or_as_the_socket_takes_it(mosquitto, until):
+    heard = []
+
+    def hear(message):
+        heard.append(str(message.topic))
+        if heard == ["asked"]:
+            client._client.publish("answered")
+            client.flush()  # paho is in the middle of something, and would wait for itself
+
+    client = Client(**connection_arguments(mosquitto.url), queue_type=Inbox.type_for(hear))
+    async with connected(client):
+        await client.subscribe([("asked", 0), ("answered", 0)])
+        client._client.publish("asked")
+        client.flush()
+        assert not client._client.want_write()
+        await until(lambda: heard == ["asked", "answered"])
+        mosquitto.freeze()
+        publishing = asyncio.create_task(client.publish("large", bytes(8_000_000), qos=1, timeout=20))
+        await until(client._client.want_write)
+        mosquitto.thaw()
+        await publishing
