@@ -4,7 +4,8 @@ A stretch ends after `episode_ticks`, or at the next tick when its revision is n
 back, or its pair was called off. Such a switch costs the plant nothing, so it doesn't wait; what it cut short is no evidence.
 
 While the plant does its tick, the next policy is made ready: it begins (which may take long: it is warmed while the other one goes on),
-then it gets the state of the one before it. At the next observation it answers. If it isn't ready, the one before answers that one, too.
+then it gets the state of the one before it. At the next observation it answers. If it isn't ready a part of the deadline later, the one
+before answers that one, too.
 
 *Who hands over to whom.* Stable hands over to its successor, be that a candidate or, at a promotion or a rollback, another stable one. A
 candidate hands over to nobody: its half of a pair ends, and stable goes on with what it handed out itself. Otherwise a candidate could win
@@ -43,6 +44,8 @@ class _Switch:
 
     recording: Recording
     plan: PairPlan | None
+    since: float
+    """When it was begun, by the monotonic clock."""
     keeps: bool = False
     """The same pilot goes on."""
     pilot: Pilot | None = None
@@ -90,7 +93,7 @@ class Stretches:
         switch = self._switch
         if switch is None:
             return
-        if switch.ready is not None and not switch.ready.done() and not await self._hurried(switch, transition):
+        if not await self._hurried(switch, transition):
             self._overrun(drive, transition)
             return
         self._switch = None
@@ -213,7 +216,7 @@ class Stretches:
             role = self._halves[0]
             revision = plan.candidate if role is Role.CANDIDATE else plan.reference
             recording = self._episodes.open(revision, role, Purpose.PAIR, pair=plan.id)
-        switch = self._switch = _Switch(recording, plan)
+        switch = self._switch = _Switch(recording, plan, control.clock.monotonic())
         if control.paused:
             return
         if alive and drive.recording.revision == recording.revision:
@@ -282,13 +285,25 @@ class Stretches:
         return self._state
 
     async def _hurried(self, switch: _Switch, transition: Transition) -> bool:
-        """Whether it becomes ready in half of the time that its policy has for this observation."""
-        if not switch.handing or switch.ready is None:
-            return False
-        left = transition.received_at + (self._control.deadline or 0.0) / 2 - self._control.clock.monotonic()
-        await asyncio.wait((switch.ready,), timeout=max(0.0, left))
-        if not switch.ready.done():
+        """Whether it becomes ready before the policy that drives has to be asked: control never waits for one that takes its time.
+
+        A warm policy begins in a fraction of a tick, so one that was told to just now may take a quarter of the deadline, from then on.
+        The hand-over that follows may last until half of the time is over that a policy has for this observation.
+        """
+        deadline = self._control.deadline or 0.0
+        latest = transition.received_at + deadline / 2
+        if not switch.handing:
+            await self._ready(switch, min(latest, switch.since + deadline / 4))
+        if switch.handing and not await self._ready(switch, latest):
             self._count(HandOver.LATE)
+        return switch.ready is None or switch.ready.done()
+
+    async def _ready(self, switch: _Switch, until: float) -> bool:
+        left = until - self._control.clock.monotonic()
+        if switch.ready is None or switch.ready.done():
+            return True
+        if left > 0:
+            await asyncio.wait((switch.ready,), timeout=left)
         return switch.ready.done()
 
     def _count(self, what: HandOver) -> None:

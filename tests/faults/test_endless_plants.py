@@ -38,6 +38,7 @@ COUNTER = """
 """
 DECEIVER = COUNTER.replace('return {"count": self.count}', 'return {"count": 5000.0}')
 REFUSER = COUNTER.replace('self.count = state["count"]', 'raise KeyError("integral")')
+UNHURRIED = COUNTER.replace("self.count = 0.0\n\n        def act", "sum(range(500_000))\n\n        def act")
 INFINITE = COUNTER.replace('return {"count": self.count}', 'return {"count": float("inf")}')
 RAISER = COUNTER.replace("return self.count\n", "raise ArithmeticError\n", 1)
 CANDIDATES = {"deceiver": DECEIVER, "infinite": INFINITE, "refuser": REFUSER, "raiser": RAISER}
@@ -137,8 +138,8 @@ async def test_a_life_is_cut_in_episodes_that_nobody_feels_and_left_at_the_end_o
 
 
 async def test_promotion_pairs_and_rollback_hand_the_state_on(runners, endless, mosquitto, plant, make_program, until):
-    old, new = make_program(COUNTER), make_program(COUNTER + "\n    # another")
-    daemon = await serve(runners, endless(), mosquitto, old)
+    old, new = make_program(COUNTER), make_program(UNHURRIED)
+    daemon = await serve(runners, endless(deadline_ms=2000.0), mosquitto, old)
     await until(lambda: len(daemon.episodes) >= 2)
     await daemon.runner.load(*new)
 
@@ -154,7 +155,10 @@ async def test_promotion_pairs_and_rollback_hand_the_state_on(runners, endless, 
     for revision in (new[1].id, old[1].id, new[1].id, old[1].id):
         known = len(plant.applied)
         await daemon.runner.route(revision)
+        asked = len(plant.applied)
         await until(lambda revision=revision, known=known: revision in plant.revisions(known) and len(plant.applied) > known + TICKS)
+        first = next(tick for tick, line in enumerate(plant.applied) if tick >= known and line.revision == revision)
+        assert first <= asked + 1  # it begins for several ticks, and this plant's next one can wait for it
     assert plant.jumps(before) == []
     assert "switched" in {episode.reason for episode in daemon.episodes}  # it did not wait for the end of the stretch
     plant.prove()
