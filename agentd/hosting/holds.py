@@ -129,14 +129,16 @@ class Holds:
         keeper.tell(*events)
 
     async def lift(self, *, who: str, reason: str = "") -> None:
-        """End the quarantine. Rollbacks before now no longer count; an operator's pause goes on."""
+        """End the quarantine. Rollbacks so far no longer count; an operator's pause goes on."""
         keeper = self._keeper
         async with keeper.deciding:
             if keeper.state.quarantine is None:
                 return
             message = f"out of quarantine by {who}" + (f": {reason}" if reason else "")
             event = keeper.event("agent.unquarantined", message, who=who, reason=reason)
-            events = await keeper.commit(event, quarantine=None, lifted_at=keeper.clock.time())
+            known = rollbacks(await keeper.store.releases(keeper.name, limit=MEMORY), since=0.0)
+            now = max((keeper.clock.time(), *known))  # a clock that was set back puts them into the future
+            events = await keeper.commit(event, quarantine=None, lifted_at=now)
             await self._follow()
             keeper.tell(*events)
         self._releases.wake()

@@ -180,6 +180,16 @@ async def test_more_rollbacks_than_allowed_lead_into_quarantine_once_and_lifting
     assert await after.examine() is None
 
 
+async def test_lifting_a_quarantine_forgets_rollbacks_that_a_clock_which_was_set_back_puts_into_the_future(make_bench):
+    bench = await make_bench(guardrails={"max_rollbacks": "0/day"})
+    await bench.promoted("probe", NOW + 3600, ReleaseKind.PROBE)
+    assert await bench.examine() is not None
+    await bench.holds.lift(who="ada", reason="mended")
+    assert await bench.examine() is None
+    await bench.promoted("probe-2", NOW + 3601, ReleaseKind.PROBE)
+    assert await bench.examine() is not None
+
+
 async def test_rollbacks_that_are_old_enough_do_not_count(make_bench):
     bench = await make_bench(guardrails={"max_rollbacks": "0/hour"})
     await bench.promoted("probe", NOW - 3601, ReleaseKind.PROBE)
