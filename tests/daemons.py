@@ -15,6 +15,7 @@ class Daemon:
         self.events = []
         self.counts = collections.Counter()
         self.devices = {}
+        self.unreachable = ""
         self.lost = None
         self._task = asyncio.create_task(self._read())
 
@@ -28,7 +29,8 @@ class Daemon:
                     self.events.append(event)
                 case Counted(deltas=deltas):
                     self.counts.update(deltas)
-                case DevicesChanged(devices=devices):
+                case DevicesChanged(devices=devices, unreachable=unreachable):
+                    self.unreachable = unreachable
                     self.devices = {device.id: device.status for device in devices}
                 case Lost(reason=reason):
                     self.lost = reason

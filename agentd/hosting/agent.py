@@ -73,6 +73,8 @@ class HostedAgent:
         self._runner: LocalRunner | None = None
         self._models: Models | None = None
         self._devices: dict[str, str] = {}
+        self._unreachable = ""
+        """Why none of them can be reached."""
         self._problem = STARTING
         self._trouble = ""
         """What is wrong though the agent serves."""
@@ -307,7 +309,8 @@ class HostedAgent:
             match message:
                 case Finished(episode=episode):
                     await parts.intake.put(episode)
-                case DevicesChanged(devices=devices):
+                case DevicesChanged(devices=devices, unreachable=unreachable):
+                    self._unreachable = unreachable
                     self._devices = {device.id: device.status for device in devices}
                     releases.canary.devices = {device.id: device for device in devices if device.status == "ready"}
                     self._services.metrics.devices(self.name, self._devices)
@@ -407,7 +410,7 @@ class HostedAgent:
         health = "ok" if up else down
         if up and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
-        failing = parts.intake.trouble if parts is not None and up else ""
+        failing = self._unreachable or parts.intake.trouble if parts is not None and up else ""
         trouble = failing or self._trouble or (self._models.trouble if self._models is not None else "")
         if failing:
             health = "failing"

@@ -187,7 +187,7 @@ class LocalRunner:
             await runner.abandon()
             raise RunnerError("the runner didn't welcome the daemon")
         runner._welcome = welcome
-        runner._told.appendleft(DevicesChanged(devices=welcome.devices))
+        runner._told.appendleft(DevicesChanged(devices=welcome.devices, unreachable=welcome.unreachable))
         runner._news.set()
         return runner
 

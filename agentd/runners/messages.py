@@ -207,6 +207,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     stable: str | None = None
     loaded: tuple[str, ...] = ()
     devices: tuple[DeviceState, ...] = ()
+    unreachable: str = ""
+    """Why no device can be reached; empty where one could be."""
     paused: bool = False
     spooled: int = 0
 
@@ -238,9 +240,10 @@ class Finished(Message, frozen=True, kw_only=True):
 
 
 class DevicesChanged(Message, frozen=True, kw_only=True):
-    """All devices, as they are now."""
+    """All devices, as they are now, and why none of them can be reached (or an empty text)."""
 
     devices: tuple[DeviceState, ...]
+    unreachable: str = ""
 
 
 class Happened(Message, frozen=True, kw_only=True):

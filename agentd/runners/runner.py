@@ -51,6 +51,7 @@ class Runner:
         self._draining: asyncio.Task[None] | None = None
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._states: dict[str, DeviceState] = {}
+        self._unreachable = ""
         self._counted: collections.Counter[str] = collections.Counter()
         self._handlers: dict[type, Callable[[Any], Awaitable[Done | None]]] = {
             messages.Load: self._load,
@@ -151,9 +152,13 @@ class Runner:
                     self._control.drop_pairs(self._control.pairs.drop(name), f"device {name} left: {reason}")
                     self._tell_devices()
                 case Linked(connected=True):
+                    self._unreachable = ""
                     self._control.happened("broker.connected", "connected to the broker")
+                    self._tell_devices()
                 case Linked(reason=reason):
-                    self._control.happened("broker.disconnected", f"the broker is out of reach: {reason}", reason=reason)
+                    self._unreachable = f"the broker is out of reach: {reason}"
+                    self._control.happened("broker.disconnected", self._unreachable, reason=reason)
+                    self._tell_devices()
 
     def _paced(self, device: Device) -> Device:
         """The device as it is, or at a fixed rate."""
@@ -176,7 +181,7 @@ class Runner:
         gone = [name for name, state in self._states.items() if state.status != "ready"]
         for name in gone[: max(0, len(gone) - MAX_GONE)]:
             del self._states[name]  # a broker that anybody may write to must not fill the memory with names
-        self._spool.tell(messages.DevicesChanged(devices=tuple(self._states.values())))
+        self._spool.tell(messages.DevicesChanged(devices=tuple(self._states.values()), unreachable=self._unreachable))
 
     async def _loop(self, device: Device, before: "asyncio.Task[None] | None") -> None:
         if before is not None:
@@ -244,6 +249,7 @@ class Runner:
             stable=self._control.stable,
             loaded=self._workers.loaded,
             devices=tuple(self._states.values()),
+            unreachable=self._unreachable,
             paused=self._control.paused,
             spooled=len(self._spool),
         )

@@ -53,8 +53,15 @@ async def test_a_runner_a_broker_and_a_robot_that_are_killed_come_back_into_the_
     fallbacks = robot.sources()["fallback"]
     mosquitto.kill()
     await hosted.until(lambda: robot.sources()["fallback"] > fallbacks)
+
+    async def failing():
+        agent = await hosted.agent()
+        return agent["health"] == "failing" and "broker is out of reach" in agent["problem"]
+
+    await hosted.until(failing)
     mosquitto.start()
     await goes_on(hosted, release)
+    assert not await failing()
 
     robot.prove()
     robot.process.kill()  # in the middle of a pair: it never rests

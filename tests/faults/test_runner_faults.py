@@ -204,20 +204,28 @@ async def test_a_candidate_that_misses_too_many_deadlines_is_aborted(runners, mq
 async def test_a_broker_that_is_killed_comes_back_to_a_plant_that_never_stood_still(
     runners, mqtt_spec, mosquitto, plant, make_program, until
 ):
-    daemon = await serve(runners, mqtt_spec(), mosquitto, make_program(BALANCE))
+    spec = mqtt_spec()
+    daemon = await serve(runners, spec, mosquitto, make_program(BALANCE))
     await until(lambda: of(daemon, outcome=Outcome.FINISHED))
     for _ in range(2):
+        assert not daemon.unreachable
         known = len(of(daemon, outcome=Outcome.FINISHED))
         await until(lambda: plant.is_midway)
         mosquitto.kill()
         fallbacks = plant.sources["fallback"]
         await until(lambda fallbacks=fallbacks: plant.sources["fallback"] > fallbacks)
+        await until(lambda: daemon.unreachable)
         mosquitto.start()
         await until(lambda known=known: len(of(daemon, outcome=Outcome.FINISHED)) > known + 1)
     plant.prove()
     assert {"broker.disconnected", "broker.connected", "device.left", "device.joined"} <= daemon.kinds()
     assert all(one.outcome in (Outcome.FINISHED, Outcome.LOST) for one in daemon.episodes)
+    mosquitto.kill()
+    await until(lambda: daemon.unreachable)
+    heir = Daemon(await runners.start(spec, broker=mosquitto.url))
+    await until(lambda: heir.unreachable)
     await daemon.aclose()
+    await heir.aclose()
 
 
 async def test_a_broker_that_freezes_costs_fallbacks_and_no_late_action(runners, mqtt_spec, mosquitto, plant, make_program, until):
