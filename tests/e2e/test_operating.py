@@ -30,7 +30,7 @@ async def code_of(hosted, agent="cartpole"):
     return (await hosted.client.parameters(agent))["act"]
 
 
-async def test_a_restart_keeps_what_was_learned_and_forgets_nothing(hosted):
+async def test_a_restart_keeps_what_was_learned_and_forgets_nothing_and_so_does_a_backup_that_is_restored_elsewhere(hosted):
     hosted.add_agent(edit=quick())
     robot = await hosted.robot()
     await hosted.start()
@@ -53,8 +53,20 @@ async def test_a_restart_keeps_what_was_learned_and_forgets_nothing(hosted):
     assert not agent["runner_adopted"]
     assert hosted.runner_pid() != runner
     assert (await hosted.client.status())["epoch"] == before["epoch"] + 1
+    restored = hosted.folder / "restored"
+    restored.mkdir()
+    assert await exit_code(hosted, "backup", str(restored / "agentd.db")) == 0  # while the daemon writes
     assert await hosted.stop() == 0
     assert hosted.forgotten(committed) == {}
+
+    hosted.state = restored
+    await hosted.start()
+    known = len(robot.applied())
+    await hosted.until(lambda: robot.revisions(known))
+    assert robot.revisions(known) == {learned}
+    assert await hosted.stop() == 0
+    assert hosted.forgotten(committed) == {}
+    assert await exit_code(hosted, "audit", "verify") == 0
     robot.prove()
 
 
