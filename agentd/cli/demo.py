@@ -31,6 +31,9 @@ ROBOT = "robot-1"
 ROBOT_LOG = "robot-actions.jsonl"
 HEALTHY_EPISODES = 10
 AFTER_EPISODES = 20
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended, by the shells' custom."""
 STAGE_TIMEOUT = 240.0
 START_TIMEOUT = 180.0
 """Seconds for a process that lives to say something. A fresh install on a busy machine compiles for most of a minute."""
@@ -111,14 +114,27 @@ class Demo:
         self._url = ""
 
     async def run(self) -> int:
-        """All of it; the exit code."""
+        """All of it; the exit code. SIGINT, SIGTERM and SIGHUP (its terminal was closed) end it, and with it all that it started."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        loop = asyncio.get_running_loop()
+        for number in ENDING:
+            loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())  # once: nothing hastens the end
+        try:
+            return await self._run()
+        except asyncio.CancelledError:
+            print(f"agentd demo: stopped. Its state stays in {self._state}", file=sys.stderr)  # noqa: T201 - the way out of the process
+            return INTERRUPTED
+
+    async def _run(self) -> int:
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             with self._view:
                 broker = await enter(child("broker", ["agentd.environments.broker", "--port", "0"], self._state))
                 port = int(await broker.line(START_TIMEOUT))
                 robot = await enter(child("robot", self._robot_arguments(port), self._state))
-                daemon = await enter(child("daemon", ["agentd", "run", "--config", str(self._configure(port))], self._state, patience=30.0))
+                run = ["agentd", "run", "--config", str(self._configure(port))]
+                daemon = await enter(child("daemon", run, self._state, patience=START_TIMEOUT))  # killed, it would leave its runner
                 client = await enter(await self._connect(daemon))
                 failure = await self._stages(client, robot)
             report = actions_applied(self._state / ROBOT_LOG)
@@ -300,8 +316,8 @@ class Demo:
     async def _serve(self) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, stop.set)
+        for number in ENDING:
+            loop.add_signal_handler(number, stop.set)
         self._view.serving()
         await stop.wait()
 

@@ -1,9 +1,12 @@
 """`agentd demo`, as a newcomer runs it."""
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 
@@ -24,3 +27,20 @@ def test_the_demo_recovers_stops_every_bad_revision_and_leaves_a_store_to_read(t
     history = agentd("history", "cartpole", "--state", summary["state"], "--json")
     assert history.returncode == 0
     assert "rolled_back" in history.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+async def test_a_demo_that_is_ended_early_leaves_its_state_and_no_process(tmp_path, until, number):
+    words = ("-m", "agentd", "demo", "--state", str(tmp_path))
+    demo = await asyncio.create_subprocess_exec(sys.executable, *words, stderr=asyncio.subprocess.PIPE)
+    await until((tmp_path / "agentd.db").exists, 180.0)  # a fresh install compiles first
+    started = psutil.Process(demo.pid).children(recursive=True)
+    demo.send_signal(number)
+    _, told = await demo.communicate()
+    left = [process for process in started if process.is_running()]
+    for process in left:
+        process.kill()
+    assert (demo.returncode, str(tmp_path) in told.decode()) == (130, True)
+    assert len(started) >= 3
+    assert left == []
+    assert list(tmp_path.glob("**/*.sock")) == []
