@@ -12,6 +12,7 @@ from agentd.cli import details, differences, rebasing, traces, watching
 from agentd.cli import show as views
 from agentd.cli.context import (
     GOOD,
+    UNREACHABLE,
     Agent,
     Json,
     Limit,
@@ -66,7 +67,8 @@ def status(
 ) -> None:
     """What runs, and how well. Exits 1 if an agent is down, of no use or in quarantine, or a folder is broken; 4 while one is starting.
 
-    With --watch also 1 if a release that was in progress did not end as promoted, and 4 while one is in progress.
+    Exits 3 if no daemon answers; what is in its store is shown all the same. With --watch also 1 if a release that was in progress
+    did not end as promoted, and 4 while one is in progress.
     """
     limit = seconds(timeout, "--timeout")
     if limit is not None and not watch:
@@ -77,14 +79,16 @@ def status(
         finish(lambda: watching.watch(where, agent, limit, json=json))
 
     async def work(reader: Any) -> int:
-        out = views.console()
+        from agentd.cli.client import Client  # noqa: PLC0415 - httpx is slow to import
+
+        out, alone = views.console(), where.store is None and not isinstance(reader, Client)
         if agent is not None:
             found = await reader.agent(agent)
             print_json(found) if json else views.print_agent(out, found)
-            return watching.exit_code([found], {})
+            return UNREACHABLE if alone else watching.exit_code([found], {})
         whole = await reader.status()
         print_json(whole) if json else _print_whole(out, whole)
-        return watching.exit_code(whole["agents"], whole["broken"])
+        return UNREACHABLE if alone else watching.exit_code(whole["agents"], whole["broken"])
 
     _read(where, work)
 

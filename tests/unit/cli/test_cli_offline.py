@@ -14,8 +14,6 @@ from agentd.settings import write_address
 @pytest.mark.parametrize(
     "words",
     [
-        ("status",),
-        ("status", "cartpole"),
         ("agents",),
         ("history", "cartpole"),
         ("show", "cartpole"),
@@ -98,9 +96,13 @@ async def test_verbs_that_need_the_daemon_exit_3(lonely, words) -> None:
 async def test_a_daemon_that_was_killed_counts_as_none(lonely) -> None:
     write_address(lonely.folder, "http://127.0.0.1:9")
     assert (await lonely("propose", "cartpole")).exit_code == 3
-    answer = await lonely("status")
-    assert answer.exit_code == 0
-    assert "reading the store" in answer.stderr
+    for words in (("status",), ("status", "cartpole"), ("status", "--json")):
+        answer = await lonely(*words)
+        assert answer.exit_code == 3  # who asks every minute whether all is well has to be told
+        assert "cartpole" in answer.stdout
+        assert "reading the store" in answer.stderr
+    assert (await lonely("status", "--store", str(lonely.folder / "agentd.db"), state=False)).exit_code == 0
+    assert (await lonely("history", "cartpole")).exit_code == 0
 
 
 async def test_with_neither_daemon_nor_store_reading_verbs_exit_3(lonely, tmp_path) -> None:
@@ -147,6 +149,6 @@ async def test_a_daemon_that_hangs_is_named_in_seconds(lonely, monkeypatch, word
     with socket.create_server(("127.0.0.1", 0)) as hung:  # as a stopped process does, it takes connections and says nothing
         write_address(lonely.folder, f"http://127.0.0.1:{hung.getsockname()[1]}")
         answer = await lonely(*words)
-    assert answer.exit_code == (0 if words == ("status",) else 3)
+    assert answer.exit_code == 3
     assert f"process {os.getpid()}" in answer.stderr
     assert "hang" in answer.stderr
