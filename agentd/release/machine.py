@@ -226,8 +226,10 @@ def foresee(release: Release, waiting: Iterable[Single]) -> Verdict | None:
         return None
     for evidence in waiting:
         counted = weighing.count(counted, evidence)
-        if evidence.guardrail and not fleet.goes_alone(counted, evidence.device):
-            return _verdict(release, Phase.REJECTED, _violated(counted, evidence), stage="guardrail")
+        if evidence.guardrail:
+            if not fleet.goes_alone(counted, evidence.device):
+                return _verdict(release, Phase.REJECTED, _violated(counted, evidence), stage="guardrail")
+            counted = fleet.withdraw(counted, evidence.device, evidence.guardrail)
     return _errors(counted)
 
 
