@@ -433,6 +433,6 @@ class HostedAgent:
             recent=tuple(parts.intake.recent) if parts else (),
             windows=parts.intake.windows.waiting if parts else 0,
             windows_close_at=parts.intake.windows.next_close if parts else None,
-            optimizer=parts.improver.status if parts else "idle",
+            optimizer=parts.improver.told if parts else "idle",
             **budgets(self.spec, self._services),
         )

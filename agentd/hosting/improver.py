@@ -40,7 +40,11 @@ from agentd.trace.propagation import minimal_subgraph
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PATIENCE = 60
-"""Proposals without a promotion after which the optimizer rests until the next alarm."""
+"""Proposals without a promotion after which the optimizer rests until the next alarm.
+
+A world may have become harder for good, and the target out of reach. No score tells that from a search that has not found it yet; what
+tells is that proposals no longer improve. `continuous` goes on, more slowly, and no longer aims at the target.
+"""
 REST = 300.0
 
 
@@ -90,10 +94,10 @@ class Improver:
         event = self._keeper.event("optimizer.started", reason, who=who, algorithm=self._keeper.spec.optimizer.algorithm)
         return event, {"improving": True, "attempts": 0}
 
-    async def stop(self, reason: str) -> None:
-        """Rest until the next alarm. The caller holds `deciding`."""
-        event, changes = self.stopping(reason)
-        self._keeper.tell(*await self._keeper.commit(event, **changes))
+    async def stop(self, reason: str, **changes: object) -> None:
+        """Rest until the next alarm. `changes` of the agent's state are committed with it. The caller holds `deciding`."""
+        event, stopping = self.stopping(reason)
+        self._keeper.tell(*await self._keeper.commit(event, **stopping, **changes))
 
     def stopping(self, reason: str) -> tuple[Event, dict[str, object]]:
         """What `stop` commits, for who commits it together with its cause."""
@@ -107,18 +111,32 @@ class Improver:
         """
         keeper, state = self._keeper, self._keeper.state
         if release.kind is ReleaseKind.PROPOSAL and state.improving:
-            mean = release.candidate_sum / release.pairs if release.phase is Phase.PROMOTED and release.pairs else None
+            promoted = release.phase is Phase.PROMOTED
+            mean = release.candidate_sum / release.pairs if promoted and release.pairs else None
             reached = mean is not None and (state.target is None or mean >= state.target)
+            attempts = state.attempts if promoted else state.attempts + 1  # evidence that promotes has set them to 0
+            wanted = f", wanted {state.target:.3f}" if state.target else ""
             if self._continuous:
-                await keeper.commit(attempts=0 if reached else state.attempts + 1, target=None if reached else state.target)
+                given_up = reached or attempts >= PATIENCE
+                await keeper.commit(attempts=0 if reached else attempts, target=None if given_up else state.target)
             elif reached:
-                wanted = f", wanted {state.target:.3f}" if state.target else ""
                 await self.stop(f"{release.candidate[:10]} scores {mean:.3f}{wanted}")
-            elif state.attempts + 1 >= PATIENCE:
-                await self.stop(f"{PATIENCE} proposals without a promotion")
+            elif attempts >= PATIENCE:
+                await self.stop(f"{PATIENCE} proposals without a promotion{wanted}", attempts=attempts)
             else:
-                await keeper.commit(attempts=state.attempts + 1)
+                await keeper.commit(attempts=attempts)
         self.wake()
+
+    @property
+    def told(self) -> str:
+        """What it does, or waits for, and for how long it goes on: in words, for people."""
+        state = self._keeper.state
+        if not state.improving:
+            rests = f"rests: {state.attempts} proposals without a promotion; `agentd propose {state.name}` asks again"
+            return rests if state.attempts >= PATIENCE else self.status
+        aim = "" if state.target is None else f"; aims at {state.target:.3f} again"
+        tries = "" if self._continuous else f"; {state.attempts} of {PATIENCE} proposals without a promotion"
+        return f"{self.status}{aim}{tries}"
 
     @property
     def _continuous(self) -> bool:
@@ -201,7 +219,8 @@ class Improver:
                 continue
             reasoning = f"It was good in regime {regime}."
             proposal = self._proposal(changed, algorithm="revival", reasoning=reasoning)
-            await self._releases.propose(proposal, tried=(*state.tried, revision))
+            async with keeper.deciding:
+                await self._releases.add(proposal, tried=(*keeper.state.tried, revision))
             return True
         return False
 

@@ -4,7 +4,7 @@ from agentd.hosting.improver import Improver
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.hosting.sources import comparable
-from agentd.records import Feedback, Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings, Window
+from agentd.records import Event, Feedback, Phase, Release, ReleaseKind, Verdict, Watch, WatchSettings, Window
 from agentd.release import machine, watch
 
 COMMIT_EVERY = 10
@@ -30,9 +30,9 @@ class Watcher:
         keeper = self._keeper
         before = keeper.state.watch or watch.begin(keeper.state.stable)
         after, alarmed = watch.observe(before, normalised, settings=self._settings)
-        here = (keeper.state.stable, keeper.state.regime)
-        if watch.survived(after, self._settings) and here not in keeper.state.good and self._is_back(after):
-            await self._held(after, (*keeper.state.good, here)[-20:], *also)
+        survived = watch.survived(after, self._settings)
+        if survived and (self._is_newly_good(after) or self._has_recovered(after)):
+            await self._held(after, *also)
         elif alarmed:
             await self._alarm(after, *also)
         else:
@@ -45,22 +45,38 @@ class Watcher:
         if keeper.spec.optimizer.trigger == "failure" and normalised < 0.5 and not keeper.state.improving:
             await self._improver.start(f"an episode scored {normalised:.3f}")
 
-    async def _held(self, after: Watch, good: tuple[tuple[str, int], ...], *also: Window | Feedback) -> None:
+    async def _held(self, after: Watch, *also: Window | Feedback) -> None:
         """The stable revision is a good one in this world. If the world came back to it by itself, there is nothing left to improve."""
         keeper, state = self._keeper, self._keeper.state
-        events = [keeper.event("watch.good", f"{state.stable[:10]} has held {after.episodes} episodes", revision=state.stable)]
-        changes: dict[str, object] = {"watch": after, "last_good": state.stable, "good": good}
-        if state.improving and state.target is not None and keeper.spec.optimizer.trigger != "continuous":
+        events: list[Event] = []
+        changes: dict[str, object] = {"watch": after}
+        if self._is_newly_good(after):
+            events.append(keeper.event("watch.good", f"{state.stable[:10]} has held {after.episodes} episodes", revision=state.stable))
+            changes |= {"last_good": state.stable, "good": (*state.good, (state.stable, state.regime))[-20:]}
+        if self._has_recovered(after):
             reason = f"{state.stable[:10]} scores above {state.target:.3f} again, without a promotion"
             event, stopping = self._improver.stopping(reason)
             events.append(event)
             changes |= stopping
         keeper.tell(*await keeper.commit(*events, *also, **changes))
 
-    def _is_back(self, after: Watch) -> bool:
-        """Whether the score is what it was before the world changed: a revision that merely goes on being bad has survived, too."""
-        target = self._keeper.state.target
-        return target is None or watch.reached(after, target)
+    def _is_newly_good(self, after: Watch) -> bool:
+        """Whether the revision that survived is to be the last good one.
+
+        What the world has turned against survives, too, if it merely goes on being bad: it is good once its score is what it was. Another
+        one that has taken its place since is the best that is known of this world, however much of the score is still missing.
+        """
+        state = self._keeper.state
+        if (state.stable, state.regime) in state.good:
+            return False
+        turned_against = state.tried[:1]  # see `_drift`
+        return state.target is None or state.stable not in turned_against or watch.reached(after, state.target)
+
+    def _has_recovered(self, after: Watch) -> bool:
+        """Whether the score that the optimizer works for has come back by itself."""
+        state = self._keeper.state
+        wanted = state.improving and state.target is not None and self._keeper.spec.optimizer.trigger != "continuous"
+        return wanted and state.target is not None and watch.reached(after, state.target)
 
     async def _alarm(self, alarmed: Watch, *also: Window | Feedback) -> None:
         """The stable revision does worse than it did: is it the revision, or the world?"""

@@ -8,7 +8,7 @@ import pytest
 from agentd.clock import SystemClock
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze
-from agentd.hosting.improver import Improver
+from agentd.hosting.improver import PATIENCE, Improver
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.hosting.watching import PROBES, Watcher
@@ -27,8 +27,8 @@ class Alarmed:
         self.store = store
         self.keeper = Keeper(spec, STATE, store, bus, SystemClock(), Random(1), Freeze(store, bus, SystemClock()))
         self.releases = Releases(self.keeper, self._ended)
-        improver = Improver(self.keeper, self.releases, OptimizerProcess(), None, (), 1)
-        self.watcher = Watcher(self.keeper, self.releases, improver, WatchSettings())
+        self.improver = Improver(self.keeper, self.releases, OptimizerProcess(), None, (), 1)
+        self.watcher = Watcher(self.keeper, self.releases, self.improver, WatchSettings())
 
     async def _ended(self, release) -> None: ...
 
@@ -98,3 +98,70 @@ async def test_the_optimizer_rests_once_the_stable_revision_is_as_good_again_as_
 async def test_what_the_world_has_just_turned_against_is_not_tried_as_good_in_an_earlier_one(alarmed):
     await alarmed.probe_ends(Phase.INCONCLUSIVE, "canary")
     assert alarmed.keeper.state.tried == (FORCED.id,)
+
+
+# --- a world that does not come back --------------------------------------------------------------------------------
+
+
+def ended(phase, score):
+    """A release of the optimizer that is over; its candidate scored so."""
+    return Release(
+        id="r", agent="cartpole", proposal="p", candidate=FORCED.id, reference=GOOD.id, phase=phase,
+        settings=ReleaseSettings(), begun_at=1.0, pairs=10, candidate_sum=10 * score,
+    )  # fmt: skip
+
+
+async def after_as_many_as_it_has_patience_for(alarmed, *, promoted_after=None):
+    """What is committed, and said, once so many proposals were pruned."""
+    async with alarmed.keeper.deciding:
+        for number in range(PATIENCE):
+            if number == promoted_after:
+                await alarmed.keeper.commit(attempts=0)  # as the promotion does
+                await alarmed.improver.release_ended(ended(Phase.PROMOTED, 0.6))
+            await alarmed.improver.release_ended(ended(Phase.PRUNED, 0.5))
+    return await alarmed.store.agent("cartpole"), alarmed.improver.told
+
+
+@pytest.fixture
+async def improving(alarmed, make_spec):
+    alarmed.keeper.spec = make_spec(optimizer={"trigger": "alarm"})
+    async with alarmed.keeper.deciding:
+        await alarmed.keeper.commit(improving=True, target=0.8, regime=1, tried=(GOOD.id,), watch=Watch(revision=FORCED.id))
+    return alarmed
+
+
+async def test_where_a_harder_world_keeps_the_score_out_of_reach_the_optimizer_rests_and_says_so_also_after_a_restart(improving):
+    assert "aims at 0.800 again; 0 of 60 proposals without a promotion" in improving.improver.told
+    state, told = await after_as_many_as_it_has_patience_for(improving)
+    assert (state.improving, state.target, state.attempts) == (False, None, PATIENCE)
+    assert "rests: 60 proposals without a promotion; `agentd propose cartpole` asks again" in told
+    [stopped] = [event for event in await improving.store.events("cartpole") if event.kind == "optimizer.stopped"]
+    assert stopped.message == "60 proposals without a promotion, wanted 0.800"
+
+
+async def test_a_promotion_that_gains_some_of_what_was_lost_gives_the_optimizer_its_patience_back(improving):
+    state, told = await after_as_many_as_it_has_patience_for(improving, promoted_after=10)
+    assert (state.improving, state.target, state.attempts) == (True, 0.8, PATIENCE - 10)
+    assert "50 of 60" in told
+
+
+async def test_one_that_never_stops_gives_up_the_old_score_and_goes_on(improving, make_spec):
+    improving.keeper.spec = make_spec(optimizer={"trigger": "continuous"})
+    state, _ = await after_as_many_as_it_has_patience_for(improving)
+    assert (state.improving, state.target, state.attempts) == (True, None, PATIENCE)
+
+
+@pytest.mark.parametrize(("turned_against", "is_good"), [(GOOD, True), (FORCED, False)])
+async def test_what_has_taken_the_place_of_the_revision_that_the_world_turned_against_is_rolled_back_to_though_the_score_is_not_reached(
+    improving, turned_against, is_good
+):
+    async with improving.keeper.deciding:
+        await improving.keeper.commit(tried=(turned_against.id,), last_good=None)
+        for _ in range(WatchSettings().good_after):
+            await improving.watcher.observe(0.6)
+    state = await improving.store.agent("cartpole")
+    assert (state.last_good, state.improving, state.target) == (FORCED.id if is_good else None, True, 0.8)
+    async with improving.keeper.deciding:  # and when the world comes back to it later, the optimizer rests
+        for _ in range(WatchSettings().good_after):
+            await improving.watcher.observe(0.9)
+    assert not (await improving.store.agent("cartpole")).improving
