@@ -9,6 +9,7 @@ from agentd.errors import ReleaseError
 from agentd.hosting import telling
 from agentd.hosting.keeper import Keeper
 from agentd.records import (
+    Event,
     Goal,
     Origin,
     Parameter,
@@ -51,8 +52,10 @@ class ReleaseQueue:
         """The release that waits and whose id begins so."""
         return next((waiting for waiting in self._waiting if waiting.id.startswith(release)), None)
 
-    async def add(self, proposal: Proposal, parameters: tuple[Parameter, ...], changes: Mapping[str, object]) -> Release:
-        """Begin the release of `proposal`, together with `changes` of the agent's state.
+    async def add(
+        self, proposal: Proposal, parameters: tuple[Parameter, ...], *also: Event, release: str, changes: Mapping[str, object]
+    ) -> Release:
+        """Begin the release of `proposal`, together with the events `also` and `changes` of the agent's state.
 
         Raises:
             ReleaseError: it changes nothing, or too many are waiting already.
@@ -68,11 +71,11 @@ class ReleaseQueue:
         revision = make_revision(keeper.name, state.source, values)
         if revision.id == state.stable:
             raise ReleaseError("the proposal changes nothing: its values are those of the stable revision")
-        release = self._begun(proposal, candidate=revision.id, settings=await self._settings(), who=proposal.who)
+        begun = self._begun(proposal, candidate=revision.id, settings=await self._settings(), who=proposal.who, release=release)
         provenance = Provenance(
             revision=revision.id,
             origin=Origin.OPTIMIZER if proposal.who == "optimizer" else Origin.OPERATOR,
-            at=release.begun_at,
+            at=begun.begun_at,
             parent=state.stable,
             proposal=proposal.id,
             who=proposal.who,
@@ -82,18 +85,18 @@ class ReleaseQueue:
             "release.proposed",
             f"{proposal.algorithm} proposes {revision.id[:10]}",
             who=proposal.who,
-            release=release.id,
+            release=begun.id,
             proposal=proposal.id,
             candidate=revision.id,
             algorithm=proposal.algorithm,
             paths=sorted(proposal.values),
         )
-        keeper.tell(*await keeper.commit(proposal, revision, provenance, release, event, **changes))
+        keeper.tell(*await keeper.commit(proposal, revision, provenance, begun, event, *also, **changes))
         if proposal.who == "optimizer":
-            self._waiting.append(release)
+            self._waiting.append(begun)
         else:
-            self._waiting.appendleft(release)
-        return release
+            self._waiting.appendleft(begun)
+        return begun
 
     async def probe(self, last_good: str) -> None:
         """After an alarm: run the last good revision against the current one."""
@@ -155,11 +158,11 @@ class ReleaseQueue:
             return "the revision that it asks about is no longer stable"
         return ""
 
-    def _begun(self, proposal: Proposal | None, *, candidate: str, settings: ReleaseSettings, who: str) -> Release:
+    def _begun(self, proposal: Proposal | None, *, candidate: str, settings: ReleaseSettings, who: str, release: str = "") -> Release:
         keeper, state = self._keeper, self._keeper.state
         return machine.begin(
             proposal,
-            id=keeper.new_id(),
+            id=release or keeper.new_id(),
             agent=keeper.name,
             candidate=candidate,
             reference=state.stable,

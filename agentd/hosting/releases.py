@@ -97,18 +97,24 @@ class Releases:
 
     # --- proposing ---------------------------------------------------------------------------------------------------
 
-    async def propose(self, proposal: Proposal, **changes: object) -> Release:
-        """Begin the release of `proposal`, or queue it behind the one in progress. `changes` of the agent's state are committed with it.
+    async def propose(self, proposal: Proposal) -> Release:
+        """As `add`, for who doesn't hold `deciding`."""
+        async with self._keeper.deciding:
+            return await self.add(proposal)
+
+    async def add(self, proposal: Proposal, *also: Event, release: str = "", **changes: object) -> Release:
+        """Begin the release of `proposal`, or queue it behind the one in progress. The caller holds `deciding`.
+
+        The events `also`, in which it may be named as `release`, and `changes` of the agent's state are committed with it.
 
         Raises:
             ReleaseError: it changes nothing, or too many are waiting already.
             CodecError: a value has no canonical form.
             StoreUnavailable: nothing was begun.
         """
-        async with self._keeper.deciding:
-            release = await self._queue.add(proposal, self._parameters, changes)
+        begun = await self._queue.add(proposal, self._parameters, *also, release=release, changes=changes)
         self.wake()
-        return release
+        return begun
 
     async def probe(self, last_good: str) -> None:
         """After an alarm: run the last good revision against the current one. The caller holds `deciding`."""

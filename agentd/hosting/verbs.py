@@ -29,11 +29,15 @@ class Verbs:
 
     async def submit(self, values: Mapping[str, Value], *, who: str, note: str = "") -> Release:
         """An operator's proposal: it goes the way of every other one. Raises Held, ReleaseError, CodecError."""
-        self._begins("begin a release")
         if not values:
             raise ReleaseError("there are no values in this proposal")
+        async with self._keeper.deciding:
+            self._begins("begin a release")
+            return await self._releases.add(self._proposal(values, who=who, note=note))
+
+    def _proposal(self, values: Mapping[str, Value], *, who: str, note: str) -> Proposal:
         keeper = self._keeper
-        proposal = Proposal(
+        return Proposal(
             id=keeper.new_id(),
             agent=keeper.name,
             parent=keeper.state.stable,
@@ -43,7 +47,6 @@ class Verbs:
             reasoning=note,
             who=who,
         )
-        return await self._releases.propose(proposal)
 
     async def retry(self, release: str, *, who: str, reason: str = "") -> Release:
         """Begin the release of an ended release's proposal again. Raises NotFound, Held, ReleaseError."""
@@ -117,29 +120,30 @@ class Verbs:
             ReleaseError: as of `submit`; nothing was settled.
         """
         keeper = self._keeper
-        found = {conflict.path: conflict for conflict in keeper.state.conflicts}
-        problems = _unsettleable(found, keep, take)
-        if problems:
-            raise DecodingError(problems)
-        release = None
-        if keep:
-            note = f"rebase: keeps what was learned of {', '.join(sorted(keep))}" + (f"; {reason}" if reason else "")
-            release = await self.submit({path: found[path].learned for path in keep}, who=who, note=note)
         async with keeper.deciding:
-            settled = {*keep, *take}
-            rest = tuple(conflict for conflict in keeper.state.conflicts if conflict.path not in settled)
+            found = {conflict.path: conflict for conflict in keeper.state.conflicts}
+            problems = _unsettleable(found, keep, take)
+            if problems:
+                raise DecodingError(problems)
             words = [f"keep {', '.join(sorted(keep))}"] * bool(keep) + [f"take the source's {', '.join(sorted(take))}"] * bool(take)
+            release = keeper.new_id() if keep else ""
             event = keeper.event(
                 "agent.rebased",
                 f"{who} settled conflicts: {'; '.join(words)}",
                 who=who,
                 kept=sorted(keep),
                 taken=sorted(take),
-                release=release.id if release is not None else "",
+                release=release,
                 reason=reason,
             )
-            keeper.tell(*await keeper.commit(event, conflicts=rest))
-        return release
+            rest = tuple(conflict for conflict in keeper.state.conflicts if conflict.path not in {*keep, *take})
+            if not keep:
+                keeper.tell(*await keeper.commit(event, conflicts=rest))
+                return None
+            self._begins("begin a release")
+            note = f"rebase: keeps what was learned of {', '.join(sorted(keep))}" + (f"; {reason}" if reason else "")
+            proposal = self._proposal({path: found[path].learned for path in keep}, who=who, note=note)
+            return await self._releases.add(proposal, event, release=release, conflicts=rest)
 
 
 def _unsettleable(found: Mapping[str, Conflict], keep: Sequence[str], take: Sequence[str]) -> dict[str, str]:

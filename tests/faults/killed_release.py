@@ -144,6 +144,14 @@ async def every_change_was_told(store: SqlStore, release: Release) -> None:
     demand(all({"pairs", "log_e", "difference"} <= event.data.keys() for event in told[1:]), f"evidence is missing in {told}")
 
 
+async def what_was_kept_was_proposed_once(store: SqlStore, releases) -> None:
+    """Each rebase that kept a learned value began the release that it names, and no other was begun for one."""
+    named = [event.data["release"] for event in await store.events(limit=100_000) if event.kind == "agent.rebased" and event.data["kept"]]
+    proposals = {release.id: await store.proposal(release.proposal) for release in releases if release.proposal}
+    begun = [release for release, proposal in proposals.items() if proposal.reasoning.startswith("rebase")]
+    demand(begun == named, f"{begun} were begun for what was kept, not {named}")
+
+
 def point(records) -> str:
     """Where in the product a commit was made, as far as its records tell."""
     names = []
@@ -210,6 +218,7 @@ async def live(folder: Path, deadly, story: Story) -> None:
         demand(state.release is None, "a release is still in progress")
         ended = await store.releases("plant", 100)
         demand(all(release.phase in ENDS for release in ended), [release.phase for release in ended])
+        await what_was_kept_was_proposed_once(store, ended)
 
 
 def fork(folder: Path, deadly, story: Story) -> bool:

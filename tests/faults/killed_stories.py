@@ -57,10 +57,10 @@ def spec_of(**sections) -> AgentSpec:
     )
 
 
-async def submit(agent, gain: float) -> None:
+async def submit(agent, gain: float, **further: float) -> None:
     """An operator's proposal, unless a release is in progress or waits."""
     if agent.releases.idle:
-        await agent.verbs.submit({"gain": gain}, who="ann")
+        await agent.verbs.submit({"gain": gain, **further}, who="ann")
 
 
 # --- the runner, played -------------------------------------------------------------------------------------------
@@ -91,7 +91,8 @@ class Runner:
 
     async def load(self, source, revision):
         self._ready.add(revision.id)
-        return (Parameter(path="gain", kind=Kind.NUMBER, default=DEFAULTS[source.digest]),)
+        default = DEFAULTS[source.digest]
+        return tuple(Parameter(path=path, kind=Kind.NUMBER, default=default) for path in ("gain", "trim"))
 
     async def screen(self, revision, episodes):
         demand(revision in self._ready, "a revision is screened that was not loaded")
@@ -270,14 +271,16 @@ async def operate(agent, store, happened, folder) -> None:  # noqa: C901, PLR091
         if awaits:
             await agent.verbs.approve(current.id, who="ann")
     elif not any(one.phase is Phase.PROMOTED and not one.forced and one.regime == 2 for one in await better(store, 0.9)):
-        await (agent.verbs.approve(current.id, who="ann") if awaits else submit(agent, 0.9))
+        await (agent.verbs.approve(current.id, who="ann") if awaits else submit(agent, 0.9, trim=0.9))
     elif not happened["agent.source_changed"]:
         if current is not None and current.phase in {Phase.SELECTION, Phase.CONFIRMATION}:
             (folder / "changed").touch()
         else:
             await (agent.verbs.approve(current.id, who="ann") if awaits else submit(agent, 0.95))
-    elif state.conflicts:
+    elif len(state.conflicts) > 1:
         await agent.verbs.rebase(keep=["gain"], take=[], who="ann")
+    elif state.conflicts:
+        await agent.verbs.rebase(keep=[], take=["trim"], who="ann")
     elif awaits:
         await agent.verbs.abort(current.id, who="ann")
 

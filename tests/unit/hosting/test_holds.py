@@ -1,18 +1,31 @@
-"""Freeze, quarantine and the rate of promotions, on the real store and without a runner."""
+"""Freeze, quarantine, the rate of promotions, and what is settled of conflicts; on the real store and without a runner."""
 
 from random import Random
 
 import msgspec
 import pytest
 
-from agentd.errors import Held
+from agentd.errors import DecodingError, Held, StoreUnavailable
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.holds import Holds
 from agentd.hosting.keeper import Keeper
 from agentd.hosting.releases import Releases
 from agentd.hosting.verbs import Verbs
-from agentd.records import AgentState, Change, Hold, Mode, Phase, Proposal, Release, ReleaseKind, ReleaseSettings, Source, make_revision
+from agentd.records import (
+    AgentState,
+    Change,
+    Conflict,
+    Hold,
+    Mode,
+    Phase,
+    Proposal,
+    Release,
+    ReleaseKind,
+    ReleaseSettings,
+    Source,
+    make_revision,
+)
 from agentd.store import SqlStore
 
 NOW = 1_800_000_000.0
@@ -78,12 +91,12 @@ class Bench:
 async def make_bench(tmp_path, make_spec):
     opened = []
 
-    async def make(**sections):
+    async def make(state=STATE, **sections):
         store = await SqlStore.open(f"sqlite:///{tmp_path}/agentd.db")
         bus = EventBus()
         opened.extend([bus, store])
-        await store.commit(SOURCE, FIRST, SECOND, STATE)
-        return Bench(make_spec(**sections), STATE, store, bus)
+        await store.commit(SOURCE, FIRST, SECOND, state)
+        return Bench(make_spec(**sections), state, store, bus)
 
     yield make
     for resource in opened:
@@ -232,3 +245,31 @@ async def test_a_canary_waits_until_the_rate_of_promotions_allows_one_more_and_s
     bench.clock.now = NOW - 7200 + 86_400
     assert not await releases._too_often()
     assert releases.waiting == ""
+
+
+async def test_conflicts_are_settled_and_what_is_kept_is_proposed_in_one_commit_or_not_at_all(make_bench):
+    torn = tuple(Conflict(path=path, base=1.0, learned=2.0, source=3.0) for path in ("gain", "lead", "trim"))
+    bench = await make_bench(state=msgspec.structs.replace(STATE, conflicts=torn))
+    commit, written = bench.store.commit, []
+
+    async def fails(*records):
+        written.append(records)
+        raise StoreUnavailable("the disk is full")
+
+    bench.store.commit = fails
+    for keep, take in ((["gain"], ["lead"]), ([], ["lead"])):
+        with pytest.raises(StoreUnavailable):
+            await bench.verbs.rebase(keep=keep, take=take, who="ada")
+    assert len(written) == 2
+    assert (bench.keeper.state.conflicts, bench.releases.idle) == (torn, True)
+
+    bench.store.commit = commit
+    release = await bench.verbs.rebase(keep=["gain"], take=["lead"], who="ada", reason="measured")
+    assert [conflict.path for conflict in (await bench.again()).keeper.state.conflicts] == ["trim"]
+    [rebased] = [event for event in await bench.store.events("cartpole") if event.kind == "agent.rebased"]
+    assert (rebased.data["kept"], rebased.data["taken"], rebased.data["release"]) == (["gain"], ["lead"], release.id)
+    assert (await bench.store.proposal(release.proposal)).values == {"gain": 2.0}
+    with pytest.raises(DecodingError):
+        await bench.verbs.rebase(keep=["gain"], take=[], who="ada")
+    assert await bench.verbs.rebase(keep=[], take=["trim"], who="ada") is None
+    assert (await bench.again()).keeper.state.conflicts == ()
