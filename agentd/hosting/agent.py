@@ -186,6 +186,7 @@ class HostedAgent:
                 Holds(keeper, releases),
                 Verbs(keeper, releases, improver, self._follow_source),
             )
+            await self._parts.intake.recall()
         return self._parts
 
     async def _take_over(self, runner: LocalRunner, parts: "_Parts") -> None:
@@ -313,6 +314,7 @@ class HostedAgent:
                     self._unreachable = unreachable
                     self._devices = {device.id: device.status for device in devices}
                     releases.canary.devices = {device.id: device for device in devices if device.status == "ready"}
+                    parts.intake.ready(releases.canary.devices)
                     self._services.metrics.devices(self.name, self._devices)
                     releases.wake()
                 case Happened(event=event):

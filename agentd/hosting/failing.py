@@ -1,6 +1,7 @@
-"""Notices an agent that is up and of no use: no action of it is accepted, or none of its episodes can be judged."""
+"""Notices an agent that is up and of no use: no action of it is accepted, its plant waits for a person, or nothing can be judged."""
 
 from collections import Counter
+from collections.abc import Container
 
 from agentd.records import Episode, Feedback, Outcome, Role
 
@@ -15,6 +16,8 @@ class Failing:
     """Weighs the stable episodes of one agent, in the order in which they are taken in. One good episode ends each trouble."""
 
     def __init__(self) -> None:
+        self._latched: dict[str, str] = {}
+        """By device whose safe action has latched, an episode that shows it."""
         self._refused = self._unjudged = 0
         self._refusal = self._failure = ""
 
@@ -22,17 +25,29 @@ class Failing:
     def trouble(self) -> str:
         """What makes the agent useless, and where to look; empty while nothing does."""
         found = []
+        if self._latched:
+            devices, episode = ", ".join(sorted(self._latched)), next(reversed(self._latched.values()))
+            found.append(f"the safe action of {devices} has latched, until `agentd resume`: `agentd show {episode}`")
         if self._refused >= FAILING_AFTER:
             found.append(f"no action was accepted in its last {self._refused} episodes, the plant gets the safe one: {self._refusal}")
         if self._unjudged >= FAILING_AFTER:
             found.append(f"none of its last {self._unjudged} episodes could be judged, nothing is learned: {self._failure}")
         return "; ".join(found)
 
+    def keep(self, devices: Container[str]) -> None:
+        """These are ready: a plant that is gone waits for nobody."""
+        self._latched = {device: episode for device, episode in self._latched.items() if device in devices}
+
     def weigh(self, episode: Episode, feedback: Feedback | None) -> None:
         """Count an episode; one without feedback may still be judged.
 
-        A lost one says nothing of the agent, nor does one in which no policy was asked for an action.
+        A lost one says nothing of the agent, nor does one in which no policy was asked for an action; but where that was so because the
+        safe action has latched, the plant waits for a person.
         """
+        if episode.steps and all(step.safe == "latched" for step in episode.steps):
+            self._latched.setdefault(episode.device, episode.id)
+        elif episode.steps:
+            self._latched.pop(episode.device, None)
         if episode.role is not Role.STABLE or episode.outcome is Outcome.LOST:
             return
         reasons = Counter(step.safe for step in episode.steps if step.safe is not None)

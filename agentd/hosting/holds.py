@@ -58,13 +58,13 @@ class Holds:
         await self._set_paused(paused=True, who=who, reason=reason)
 
     async def resume(self, *, who: str, reason: str = "") -> None:
-        """Go on after `pause`."""
+        """Go on after `pause`, or where a safe action has latched; that it was said is told, whatever it ends."""
         await self._set_paused(paused=False, who=who, reason=reason)
 
     async def _set_paused(self, *, paused: bool, who: str, reason: str) -> None:
         keeper = self._keeper
         async with keeper.deciding:
-            if keeper.state.paused is paused:
+            if paused and keeper.state.paused:
                 return
             word = "paused" if paused else "resumed"
             message = f"{word} by {who}" + (f": {reason}" if reason else "")

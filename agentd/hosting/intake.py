@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Container
 
 from agentd.errors import NotFound
-from agentd.hosting.failing import Failing
+from agentd.hosting.failing import FAILING_AFTER, Failing
 from agentd.hosting.improver import Improver
 from agentd.hosting.judge import Judge
 from agentd.hosting.keeper import Keeper
@@ -43,6 +44,16 @@ class Intake:
     def trouble(self) -> str:
         """What makes the agent useless though it is up; empty while nothing does."""
         return self._failing.trouble
+
+    async def recall(self) -> None:
+        """Know again of an agent that was of no use when an earlier daemon died: from the newest episodes in the store."""
+        keeper = self._keeper
+        for summary in reversed(await keeper.store.episodes(keeper.name, limit=FAILING_AFTER, role=Role.STABLE)):
+            self._failing.weigh(await keeper.store.episode(summary.id), await keeper.store.feedback(summary.id))
+
+    def ready(self, devices: Container[str]) -> None:
+        """These devices are ready; of another one it is not known how it is."""
+        self._failing.keep(devices)
 
     def attach(self, runner: LocalRunner) -> None:
         """Begin anew with this runner: what an earlier connection brought and nobody acknowledged comes again."""

@@ -57,7 +57,6 @@ def test_episodes_in_a_row_without_an_accepted_action_are_told_with_their_reason
     [
         EPISODE,
         episode("paused", "paused"),
-        episode("latched"),
         episode("dead_man"),
         episode(),
         episode("invalid", role=Role.CANDIDATE),
@@ -76,4 +75,16 @@ def test_a_judge_that_always_fails_is_told_with_its_error_until_it_judges_once()
     for _ in range(20):
         failing.weigh(EPISODE, UNJUDGED)
     failing.weigh(EPISODE, JUDGED)
+    assert failing.trouble == ""
+
+
+def test_a_plant_whose_safe_action_has_latched_waits_for_a_person_and_is_told_until_its_policy_is_asked_again_or_it_is_gone() -> None:
+    failing = Failing()
+    for device in ("left", "right", "right"):
+        failing.weigh(episode("latched", "latched", device=device, outcome=Outcome.LOST, id=f"of-{device}"), None)
+    assert "the safe action of left, right has latched, until `agentd resume`: `agentd show of-right`" in failing.trouble
+    failing.weigh(episode("late", None, device="left"), JUDGED)
+    failing.keep({"left", "right"})
+    assert "of right has" in failing.trouble
+    failing.keep({"left"})
     assert failing.trouble == ""

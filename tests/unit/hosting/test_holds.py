@@ -230,6 +230,22 @@ async def test_resuming_does_not_lift_a_quarantine(make_bench):
     assert (await bench.again()).holds.resting
 
 
+async def test_resume_reaches_the_runner_of_an_agent_that_is_not_paused_too_for_its_safe_action_may_have_latched(make_bench):
+    bench, heard = await make_bench(), []
+
+    class Runner:
+        paused = False
+
+        async def resume(self):
+            heard.append("resume")
+
+    await bench.holds.attach(Runner())
+    await bench.holds.resume(who="ada", reason="the arm is free")
+    assert heard == ["resume"]
+    [event] = [event for event in await bench.store.events("cartpole") if event.kind == "agent.resumed"]
+    assert (event.who, event.data["reason"]) == ("ada", "the arm is free")
+
+
 async def test_a_canary_waits_until_the_rate_of_promotions_allows_one_more_and_says_so_once(make_bench):
     bench = await make_bench(release={"max_promotions": "2/day"})
     releases = bench.releases
