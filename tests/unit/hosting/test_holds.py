@@ -1,11 +1,11 @@
-"""Freeze, quarantine, the rate of promotions, and what is settled of conflicts; on the real store and without a runner."""
+"""Freeze, quarantine, the rate of promotions, stale decisions, and conflicts; on the real store and without a runner."""
 
 from random import Random
 
 import msgspec
 import pytest
 
-from agentd.errors import DecodingError, Held, StoreUnavailable
+from agentd.errors import DecodingError, Held, IllegalTransition, StaleRelease, StoreUnavailable
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.holds import Holds
@@ -174,6 +174,24 @@ async def test_a_release_that_waits_for_a_person_makes_room_for_a_probe_and_come
         releases.current = None
         await releases._take_next()
         assert (releases.current.id, releases.current.phase) == (waiting, Phase.AWAITING_APPROVAL)
+
+
+async def test_a_decision_about_a_release_that_has_moved_on_is_refused_and_decides_nothing(make_bench):
+    bench = await make_bench(agent={"name": "cartpole", "entrypoint": "controller:Controller", "mode": "advise"})
+    await bench.promoted("release-0", NOW - 10, ReleaseKind.PROPOSAL)
+    proposal = Proposal(id="p1", agent="cartpole", parent=FIRST.id, values={"gain": 2.0}, algorithm="operator", at=NOW, who="ada")
+    waiting = await bench.releases.propose(proposal)
+    async with bench.keeper.deciding:
+        await bench.releases._take_next()
+        bench.releases.current = msgspec.structs.replace(bench.releases.current, phase=Phase.AWAITING_APPROVAL)
+    for verb in ("approve", "promote", "abort", "pause", "resume"):
+        with pytest.raises(StaleRelease, match=f"release-0 is not the one in progress: that is {waiting.id}"):
+            await getattr(bench.verbs, verb)("release-0", who="bob")
+    assert bench.releases.current.phase is Phase.AWAITING_APPROVAL
+    await bench.verbs.approve(waiting.id, who="ada")
+    with pytest.raises(IllegalTransition):
+        await bench.verbs.approve(waiting.id, who="bob")
+    assert [change.who for change in bench.releases.current.history][-1] == "ada"
 
 
 async def test_more_rollbacks_than_allowed_lead_into_quarantine_once_and_lifting_it_forgets_them(make_bench):
