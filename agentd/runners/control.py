@@ -26,6 +26,9 @@ _BUCKET_NAMES = (*STEP_BUCKETS, "inf")
 NO_LAST_STEP = 2**31 - 1
 """`max_steps` of an endless plant, as a number that every device can hold."""
 
+_CROWDED = 0.1
+"""Seconds from one episode to the next while the daemon is behind."""
+
 
 class Control:
     """The state of one runner that its loops look at. Whoever changes it calls `changed`."""
@@ -53,7 +56,7 @@ class Control:
         self.pairs = Pairs(clock)
         self.envelope = Envelope.from_spec(spec, environment.action_space)
         self.safe_action: Value = environment.safe_action
-        self.interval = spec.environment.episode_interval
+        self._interval = spec.environment.episode_interval
         is_mqtt = spec.environment.kind is EnvironmentKind.MQTT
         self.mqtt = spec.environment.mqtt if is_mqtt else None
         self.episode_ticks = self.mqtt.episode_ticks if self.mqtt is not None else None
@@ -102,6 +105,12 @@ class Control:
     def change(self) -> asyncio.Event:
         """Is set at the next `changed`. Take it before looking at the state, so that no change is missed in between."""
         return self._changed
+
+    @property
+    def interval(self) -> float:
+        """Seconds of rest before an episode that nobody waits for. A simulation doesn't run away from a daemon that is behind."""
+        runs_away = self.mqtt is None and self.spool.crowded
+        return max(self._interval, _CROWDED) if runs_away else self._interval
 
     def route(self, revision: str) -> None:
         """Serve `revision` as the stable one, from each device's next episode on."""

@@ -11,6 +11,8 @@ MAX_EPISODES = 512
 MAX_EPISODE_BYTES = 128 * 1024 * 1024
 MAX_MESSAGES = 1000
 MAX_LINES = 2000
+CROWD = 2 * EPISODE_WINDOW
+"""With more episodes than this waiting, a simulation is faster than the daemon learns from it."""
 
 
 class Spool:
@@ -18,6 +20,8 @@ class Spool:
 
     def __init__(self) -> None:
         self._episodes: dict[str, bytes] = {}
+        self._halves: set[str] = set()
+        """Those of pairs."""
         self._bytes = 0
         self._unsent: collections.deque[str] = collections.deque()
         self._in_flight: set[str] = set()
@@ -31,17 +35,24 @@ class Spool:
     def __len__(self) -> int:
         return len(self._episodes)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the daemon is far behind."""
+        return len(self._episodes) > CROWD
+
     def add_episode(self, episode: Episode) -> None:
-        """Keep an episode until the daemon has it. The oldest make room."""
+        """Keep an episode until the daemon has it. The oldest make room, but evidence of pairs only where nothing else can."""
         try:
             content = frame(Finished(episode=episode))
         except CodecError:
             self.count("spool.unsendable")
             return
         while self._episodes and (len(self._episodes) >= MAX_EPISODES or self._bytes + len(content) > MAX_EPISODE_BYTES):
-            self._forget(next(iter(self._episodes)))
+            self._forget(next((name for name in self._episodes if name not in self._halves), next(iter(self._episodes))))
             self.count("spool.dropped_episodes")
         self._episodes[episode.id] = content
+        if episode.pair:
+            self._halves.add(episode.id)
         self._bytes += len(content)
         self._unsent.append(episode.id)
         self._news.set()
@@ -56,6 +67,7 @@ class Spool:
     def _forget(self, episode: str) -> None:
         self._bytes -= len(self._episodes.pop(episode))
         self._in_flight.discard(episode)
+        self._halves.discard(episode)
 
     def tell(self, message: Message) -> None:
         """Say something when there is somebody to hear it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from agentd import codec
@@ -55,6 +56,21 @@ async def test_a_new_daemon_is_told_everything_that_was_not_acknowledged():
     spool.acknowledge("e1")
     spool.rewind()
     assert [one.episode.id for one in await taken(spool)] == ["e0", "e2"]
+
+
+async def test_where_an_episode_has_to_make_room_evidence_of_pairs_stays(monkeypatch):
+    monkeypatch.setattr(module, "MAX_EPISODES", 4)
+    spool = Spool()
+    spool.add_episode(msgspec.structs.replace(episode(0), pair="p", purpose=Purpose.PAIR))
+    for number in range(1, 20):
+        spool.add_episode(episode(number))
+    spool.add_episode(msgspec.structs.replace(episode(20), pair="p", purpose=Purpose.PAIR))
+    assert [one.episode.id for one in await taken(spool)] == ["e0", "e18", "e19", "e20"]
+    for number in range(21, 25):
+        spool.add_episode(msgspec.structs.replace(episode(number), pair=f"p{number}", purpose=Purpose.PAIR))
+    assert len(spool) == 4  # bounded all the same
+    spool.acknowledge("e24")
+    assert len(spool) == 3
 
 
 async def test_the_oldest_episodes_make_room_and_are_counted(monkeypatch):
