@@ -313,6 +313,8 @@ class HostedAgent:
                 case DevicesChanged(devices=devices, unreachable=unreachable):
                     self._unreachable = unreachable
                     self._devices = {device.id: device.status for device in devices}
+                    if unreachable:  # what was ready when the broker went; nobody can tell what it is now
+                        self._devices = {name: "lost" if status == "ready" else status for name, status in self._devices.items()}
                     releases.canary.devices = {device.id: device for device in devices if device.status == "ready"}
                     parts.intake.ready(releases.canary.devices)
                     self._services.metrics.devices(self.name, self._devices)

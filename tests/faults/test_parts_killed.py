@@ -39,6 +39,7 @@ async def test_a_runner_a_broker_and_a_robot_that_are_killed_come_back_into_the_
     robot, release = await canary(hosted, "--action-timeout", "0.1", "--step-ms", "5")  # it is nearly always in an episode
     for _ in range(2):
         session, fallbacks = (await hosted.agent())["runner_session"], robot.sources()["fallback"]
+        await hosted.until(lambda: robot.applied()[-1]["step"] < 20)  # between two episodes it would miss nothing
         os.kill(hosted.runner_pid(), signal.SIGKILL)
 
         async def replaced(session=session):
@@ -56,7 +57,9 @@ async def test_a_runner_a_broker_and_a_robot_that_are_killed_come_back_into_the_
 
     async def failing():
         agent = await hosted.agent()
-        return agent["health"] == "failing" and "broker is out of reach" in agent["problem"]
+        told = agent["health"] == "failing" and "broker is out of reach" in agent["problem"]
+        assert agent["devices"] == {"robot-1": "lost" if told else "ready"}
+        return told
 
     await hosted.until(failing)
     mosquitto.start()
