@@ -43,6 +43,7 @@ def document(title: str, *body: Child) -> Markup:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
         element("link", rel="stylesheet", href="/assets/page.css"),
+        element("link", rel="icon", href="/assets/icon.svg"),
         element("script", src="/assets/page.js", defer=True),
     )
     return Markup("<!doctype html>" + element("html", head, element("body", body), lang="en"))

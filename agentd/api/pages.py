@@ -17,7 +17,7 @@ from agentd.records import Event, Hold, Phase, Release, ReleaseKind
 
 router = APIRouter(include_in_schema=False)
 
-ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
+ASSETS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 NOTHING = "\N{EM DASH}"
 RECENT_RELEASES = 8
 RECENT_EVENTS = 15
@@ -105,14 +105,18 @@ def _page(shared: Context, status: DaemonStatus, releases: dict[str, tuple[Relea
     ]
     agents = [_agent(agent, releases.get(agent.name, ()), now) for agent in status.agents]
     nothing = (
-        None if agents or broken else element("p", "No agent is hosted yet: ", element("code", "agentd new"), " writes one.", class_="hint")
+        None
+        if agents or broken
+        else element("p", "No agent is hosted yet: ", element("code", "agentd new"), " writes one; a SIGHUP takes it up.", class_="hint")
     )
     return document(
         "agentd",
         element(
             "header",
             element("h1", "agentd"),
-            element("span", f"{agentd.__version__} · up {_span(now - status.started_at)} · life {status.epoch}", class_="quiet"),
+            element(
+                "span", f"{agentd.__version__} · up {_span(now - status.started_at)} · life {status.epoch}", class_="quiet", id="daemon"
+            ),
             element("span", "live", id="live", class_="badge quiet"),
             element("form", element("button", "Log out", type="submit", class_="link"), method="post", action="/logout"),
         ),
@@ -329,7 +333,7 @@ def _revision(revision: str | None) -> Markup:
 
 
 def _signed(difference: float | None) -> str:
-    return NOTHING if difference is None else f"{difference:+.3f}"
+    return NOTHING if difference is None else f"{round(difference, 3) + 0.0:+.3f}"  # no -0.000
 
 
 def _span(seconds: float) -> str:

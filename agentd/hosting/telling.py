@@ -13,7 +13,7 @@ def changed(keeper: Keeper, release: Release, **data: Value) -> Event:
     last = release.history[-1]
     return keeper.event(
         kind,
-        f"{release.candidate[:10]} {release.phase}: {release.reason}",
+        f"{release.candidate[:10]} {release.phase.replace('_', ' ')}: {release.reason}",
         who=last.who,
         **_facts(release),
         stage=release.stage,

@@ -87,7 +87,8 @@ def summary(release: Release) -> str:
     if not release.fleet:
         return ""
     steps, there, gone = len(_ramp(release.settings)), len(exposed(release)), len(withdrawn(release))
-    where = f"all {steps} steps done" if release.step >= steps else f"step {release.step + 1} of {steps}"
+    done = "its only step done" if steps == 1 else f"all {steps} steps done"
+    where = done if release.step >= steps else f"step {release.step + 1} of {steps}"
     return f"{where}: {there} device{'' if there == 1 else 's'}" + (f", {gone} withdrawn" if gone else "")
 
 

@@ -26,7 +26,7 @@ if (content) {
       const answer = await fetch("/");
       if (answer.status === 401) { location.reload(); return; }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      content.replaceChildren(...page.getElementById("content").children);
+      for (const id of ["daemon", "content"]) document.getElementById(id).replaceChildren(...page.getElementById(id).childNodes);
     } catch { say("not reachable", "failed"); }
   };
 

@@ -32,6 +32,11 @@ async def test_the_page_shows_the_release_in_progress_with_evidence(api) -> None
         assert shown in text, shown
 
 
+async def test_a_difference_of_nothing_has_no_minus(api) -> None:
+    api.bench.current = make_release("r9", candidate_sum=6.0 - 1e-9, reference_sum=6.0)
+    assert ">+0.000<" in await page(api)
+
+
 async def test_the_page_says_what_holds_an_agent_back_and_what_waits_for_a_person(api) -> None:
     frozen = Hold(at=api.clock.now - 7300, who="ada", reason="<b>fire</b>")
     quarantine = Hold(at=api.clock.now, who="agentd", reason="rolled back 4 times")
