@@ -30,6 +30,8 @@ def demo(
     """Watch a robot break and agentd recover, in about two minutes: no account, no network, no broker."""
     if change not in CHANGES:
         raise typer.BadParameter(f"should be one of {', '.join(CHANGES)}, not {change}", param_hint="--change")
+    if state is not None and (state / "agentd.db").exists():
+        raise typer.BadParameter(f"{state} holds the state of an earlier demo: name another folder, or none", param_hint="--state")
     from agentd.cli.demo import Options, run_demo  # noqa: PLC0415 - costs what `--help` must not
 
     code = run_demo(Options(change=change, seed=seed, once=once, json=json, state=state, models=tuple(model or ())))

@@ -66,6 +66,12 @@ def test_wrong_usage_exits_2() -> None:
         assert invoke(*words).exit_code == 2, words
 
 
+def test_a_demo_does_not_begin_in_the_state_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "agentd.db").touch()
+    answer = invoke("demo", "--once", "--state", str(tmp_path))
+    assert (answer.exit_code, "earlier" in answer.stderr) == (2, True)
+
+
 def test_completion_is_offered_for_shells() -> None:
     environment = {**os.environ, "_AGENTD_COMPLETE": "complete_bash", "COMP_WORDS": "agentd roll", "COMP_CWORD": "1"}
     program = "from agentd.cli.app import app; app(prog_name='agentd')"
