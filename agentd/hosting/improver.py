@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
@@ -280,12 +280,8 @@ class Improver:
         self, evidence: tuple[EpisodeSummary, ...], values: dict[str, Value]
     ) -> tuple[tuple[Problem, ...], tuple[Episode, ...]]:
         """The episodes that inform most, as problems and as recorded: the worst, the best for contrast, and what is typical."""
-        by_score = sorted(evidence, key=lambda summary: summary.normalised or 0.0)
-        wanted = min(self._keeper.spec.optimizer.batch_episodes, len(by_score))
-        ranks = {round(index * (len(by_score) - 1) / max(1, wanted - 1)) for index in range(wanted)}
         problems, episodes = [], []
-        for rank in sorted(ranks):
-            summary = by_score[rank]
+        for summary in informative(evidence, self._keeper.spec.optimizer.batch_episodes):
             try:
                 feedback = await self._keeper.store.feedback(summary.id)
                 episode = await self._keeper.store.episode(summary.id)
@@ -311,6 +307,14 @@ class Improver:
                 )
             )
         return tuple(problems), tuple(episodes)
+
+
+def informative(evidence: Sequence[EpisodeSummary], count: int) -> list[EpisodeSummary]:
+    """At most `count` scored episodes from the worst to the best, evenly between them; the worst alone where one is wanted."""
+    by_score = sorted(evidence, key=lambda summary: summary.normalised or 0.0)
+    wanted = min(count, len(by_score))
+    ranks = {round(index * (len(by_score) - 1) / max(1, wanted - 1)) for index in range(wanted)}
+    return [by_score[rank] for rank in sorted(ranks)]
 
 
 def _minimal(encoded: bytes) -> TraceGraph | None:

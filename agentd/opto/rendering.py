@@ -19,7 +19,7 @@ from agentd import codec
 from agentd.errors import CodecError
 from agentd.opto.images import without_pictures
 from agentd.opto.space import same
-from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Problem, TraceGraph, TraceNode, Value
+from agentd.records import Kind, MemoryEntry, NodeKind, Outcome, Parameter, Phase, Problem, TraceGraph, TraceNode, Value
 from agentd.trace.folding import fold
 from agentd.trace.shortening import FOLDED
 
@@ -222,14 +222,18 @@ class _GraphView:
 
 
 def chosen_memory(memory: Sequence[MemoryEntry], regime: int, count: int) -> list[MemoryEntry]:
-    """What is worth showing: the best half and the most recent, of this regime, oldest first; each set of values once, its last fate."""
+    """What is worth showing of this regime, oldest first; each set of values once, with its last fate.
+
+    The best half, what was rolled back, since it looked good once, and the most recent.
+    """
     latest: list[MemoryEntry] = []
     for entry in reversed([entry for entry in memory if entry.regime == regime]):
         if not any(same(entry.values, other.values) for other in latest):
             latest.append(entry)
     best = sorted((entry for entry in latest if entry.mean is not None), key=lambda entry: -(entry.mean or 0.0))[: (count + 1) // 2]
-    recent = [entry for entry in latest if entry not in best][: max(0, count - len(best))]
-    return [entry for entry in reversed(latest) if entry in best or entry in recent]
+    others = sorted((entry for entry in latest if entry not in best), key=lambda entry: entry.fate != Phase.ROLLED_BACK)
+    chosen = [*best, *others[: max(0, count - len(best))]]
+    return [entry for entry in reversed(latest) if entry in chosen]
 
 
 def type_name(parameter: Parameter) -> str:

@@ -63,6 +63,16 @@ async def test_memory_shows_scores_and_fates_of_this_regime_only(make_context, m
     assert "7.0" not in prompt
 
 
+async def test_what_was_rolled_back_is_shown_however_much_was_tried_since(make_context, make_problem, answers):
+    context = make_context(GAIN, history=4)
+    memory = [MemoryEntry(proposal="p", values={"gain": 9.5}, fate="rolled_back", reason="worse in the long run", mean=0.1)]
+    memory += [MemoryEntry(proposal="p", values={"gain": gain}, fate="pruned", mean=0.9 - 0.1 * gain) for gain in (2.0, 3.0, 4.0, 5.0, 6.0)]
+    llm = answers(suggest(gain=-2.0))
+    await propose(context, [make_problem(context)], llm, memory)
+    shown = llm.requests[0].messages[1].content.partition("#Memory")[2].partition("\n#")[0]
+    assert re.findall(r"gain = ([\d.]+)", shown) == ["9.5", "2.0", "3.0", "6.0"]  # it, the best two, the newest
+
+
 async def test_a_prompt_begins_as_the_one_before_so_that_services_can_keep_it(make_context, make_problem, answers):
     llm = answers(suggest(gain=3.0), suggest(gain=-1.0))
     first = MemoryEntry(proposal="p", values={"gain": 5.0}, fate="pruned", mean=0.2)
