@@ -3,13 +3,13 @@
 The study lives nowhere: it is rebuilt from memory for each proposal, so it survives any restart. Its first trial is the running revision
 with its mean score; the others are the attempts of the same drift regime, pruned ones with the mean they reached.
 
-Few episodes can be spent, and each is noisy. Three sources take turns, so that none can hold up the others for long: symmetries of the
-running values, or of better ones once they are known (`agentd.opto.symmetries`); the Tree-structured Parzen Estimator (Bergstra et al.,
-NeurIPS 2011; multivariate: Falkner et al., ICML 2018), which draws at random until it has seen enough; and the neighbourhood of the best
-trial, once one is noticeably better than the running revision. The first proposal of a regime is always a symmetry.
+Few episodes can be spent, and each is noisy. Four kinds of move take turns, so that none can hold up the others for long: signs, and
+scales, of the running values, or of better ones once they are known (`agentd.opto.symmetries`); draws of the Tree-structured Parzen
+Estimator (Bergstra et al., NeurIPS 2011; multivariate: Falkner et al., ICML 2018), which are random until it has seen enough; and the
+neighbourhood of the best trial, once one is noticeably better than the running revision. The first proposal of a regime is always a sign.
+The turns are fixed: to give more of them to kinds that had improved more was no better (docs/benchmarks.md).
 """
 
-import itertools
 import math
 import random
 import statistics
@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Any
 from agentd.errors import OptimizerError
 from agentd.opto.contract import Llm, NoScreen, OptimizerContext, Screen, make_proposal
 from agentd.opto.space import Dimension, Point, Space, same
-from agentd.opto.symmetries import GOOD_FATES, Idea, symmetries
-from agentd.records import MemoryEntry, Problem, Proposal, Value
+from agentd.opto.symmetries import GOOD_FATES, Idea, scales, signs
+from agentd.records import MemoryEntry, Phase, Problem, Proposal, Value
 
 if TYPE_CHECKING:
     import optuna
 
+_TURNS = ("signs", "near", "drawn", "scales", "signs", "drawn")
+_INSTEAD = ("signs", "drawn", "near", "scales")  # where a kind has nothing: the first of these that has
 _TRIES = 64
 _NOTICEABLE = 0.1  # of the distance to the best score: less is noise after a few pairs
 _LOCAL_SPREAD = 0.5
 _PRIOR_PAIRS = 1.0
-_DISPROVED = "rolled_back"
 _ALIKE = 8  # points passed over because replay shows no difference, before one is tried all the same
 
 
@@ -92,14 +93,18 @@ class Search:
         best = _noticeably_better(trials, baseline)
         around = best.point if best is not None else space.current
         improved = [trial.point for trial in trials if trial.score > baseline]
-        ideas = (idea for idea in symmetries(space, around, memory, self._context.regime, improved) if fresh(idea[0]))
-        draws = (draw for draw in self._draws(space, trials, baseline, seed) if fresh(draw[0]))
-        near = (idea for idea in _neighbourhood(space, best, generator) if fresh(idea[0]))
-        turn = (len(tried) - 1) % 3  # the running revision is among them
-        order = ((ideas, draws), (near, ideas, draws), (draws, ideas))[turn]
-        for idea in itertools.chain.from_iterable(order):
-            seen.append(idea[0])
-            yield idea
+        kinds = {
+            "signs": signs(space, around, memory, self._context.regime, improved),
+            "near": _neighbourhood(space, best, generator),
+            "drawn": self._draws(space, trials, baseline, seed),
+            "scales": scales(space, around),
+        }
+        turn = _TURNS[(len(tried) - 1) % len(_TURNS)]  # the running revision is among those tried
+        for kind in dict.fromkeys((turn, *_INSTEAD)):
+            for idea in kinds[kind]:
+                if fresh(idea[0]):
+                    seen.append(idea[0])
+                    yield idea
 
     def _draws(self, space: Space, trials: Sequence[Trial], baseline: float, seed: int) -> Iterator[Idea]:
         """What the estimator proposes; Optuna is loaded and asked only when it is its turn."""
@@ -191,7 +196,7 @@ def _trials(space: Space, memory: Sequence[MemoryEntry], context: OptimizerConte
         score = entry.mean
         if entry.difference is not None and entry.fate not in GOOD_FATES and entry.reference in ("", context.stable):
             score = baseline + entry.difference
-        if entry.fate == _DISPROVED:
+        if entry.fate == Phase.ROLLED_BACK:
             score = min(score, baseline)
         weight = entry.pairs / (entry.pairs + _PRIOR_PAIRS) if entry.pairs else 1.0
         trials.append(Trial(point, baseline + weight * (score - baseline)))

@@ -2,11 +2,13 @@
 
 What breaks a plant most often is a sign, a scale or a mixed-up channel: a motor wired the other way round, a sensor in other units, two
 plugs exchanged. Such a fault leaves the controller's structure right, and a symmetry of its constants undoes it. Nothing here knows a
-domain. In order: values that were good in an earlier regime; everything negated, and doubled and halved with it once that was seen to be
-the better sign; each sign alone, the largest constants first, since they weigh most; everything halved and doubled, with either sign; the
-signs of neighbours; signs and scale of a statement and of a parameter; all signs but one;
-each switch and choice alone; neighbours exchanged; each scale alone. Thresholds of comparisons keep their sign and scale when others
-change together: they compare, they don't act.
+domain. Two lists, since they end differently: of signs there are so many and no more, of scales there are others around each better point.
+
+Signs, in order: values that were good in an earlier regime; everything negated, and doubled and halved with it once that was seen to be
+the better sign; each sign alone, the largest constants first, since they weigh most; the signs of neighbours, of a statement and of a
+parameter; all signs but one; each switch and choice alone; neighbours exchanged. Scales: everything halved and doubled, with either sign;
+a statement's, a parameter's; each alone. Thresholds of comparisons keep their sign and scale when others change together: they compare,
+they don't act.
 """
 
 import itertools
@@ -19,32 +21,40 @@ GOOD_FATES = frozenset({"stable", "promoted"})
 Idea = tuple[Point, str]
 
 
-def symmetries(space: Space, around: Point, memory: Sequence[MemoryEntry], regime: int, improved: Sequence[Point] = ()) -> Iterator[Idea]:
+def signs(space: Space, around: Point, memory: Sequence[MemoryEntry], regime: int, improved: Sequence[Point] = ()) -> Iterator[Idea]:
     """Points to try and why, the likeliest remedies of `around` first. Lazily; points may come twice.
 
     `improved` are points that scored better than `around`, however little: they only change the order.
     """
-    signed = [index for index, dimension in enumerate(space.dimensions) if dimension.choices is None and dimension.signed]
+    signed = _signed(space)
     yield from _good_before(space, memory, regime)
     yield from _negated(space, around, signed, improved)
     for index in sorted(signed, key=lambda index: -abs(around[index])):
         yield from _scaled(space, around, [index], -1.0, space.dimensions[index].label)
-    for factor in (0.5, 2.0, -2.0, -0.5):
-        yield from _scaled(space, around, signed, factor, "everything")
     for pair in itertools.pairwise(signed):
         yield from _scaled(space, around, pair, -1.0, " and ".join(space.dimensions[index].label for index in pair))
     for members, label in _groups(space, signed):
-        for factor in (-1.0, 0.5, 2.0):
-            yield from _scaled(space, around, members, factor, label)
+        yield from _scaled(space, around, members, -1.0, label)
     for index in signed:
         others = [other for other in signed if other != index]
         yield from _scaled(space, around, others, -1.0, f"everything but {space.dimensions[index].label}")
     yield from _switched(space, around)
     yield from _exchanged(space, around, signed)
-    for index, dimension in enumerate(space.dimensions):
-        if dimension.choices is None:
-            for factor in (2.0, 0.5):
-                yield from _scaled(space, around, [index], factor, dimension.label)
+
+
+def scales(space: Space, around: Point) -> Iterator[Idea]:
+    """As `signs`."""
+    signed = _signed(space)
+    alone = [([index], dimension.label) for index, dimension in enumerate(space.dimensions) if dimension.choices is None]
+    for factor in (0.5, 2.0, -2.0, -0.5):
+        yield from _scaled(space, around, signed, factor, "everything")
+    for members, label in (*_groups(space, signed), *alone):
+        for factor in (0.5, 2.0):
+            yield from _scaled(space, around, members, factor, label)
+
+
+def _signed(space: Space) -> list[int]:
+    return [index for index, dimension in enumerate(space.dimensions) if dimension.choices is None and dimension.signed]
 
 
 def _good_before(space: Space, memory: Sequence[MemoryEntry], regime: int) -> Iterator[Idea]:

@@ -1,4 +1,4 @@
-"""Search needs no model: symmetries of the running values first, then an estimator, all rebuilt from memory."""
+"""Search needs no model: signs of the running values first, then scales, draws and small steps by turns, all rebuilt from memory."""
 
 import asyncio
 import sys
@@ -44,7 +44,7 @@ async def test_the_first_idea_is_that_every_sign_is_wrong(code, make_context):
 
 
 async def test_any_single_wrong_sign_is_tried_within_ten_proposals(code, make_context):
-    texts = [proposal.values["act"] for proposal in await run(make_context(code), 10)]
+    texts = [proposal.values["act"] for proposal in await run(make_context(code, stable_mean=0.1), 10)]
     for old, new in (("1.0 * x", "-1.0 * x"), ("1.5 * v", "-1.5 * v"), ("20 * a", "-20.0 * a"), ("3.0 * w", "-3.0 * w")):
         assert code.default.replace(old, new) in texts
 
@@ -54,19 +54,30 @@ async def test_once_the_other_sign_is_seen_to_be_better_its_scale_comes_next(mak
     _, better = await run(context, 2, score=lambda values: 0.12)
     assert better.values == {"gain": -4.0}
     _, worse = await run(context, 2, score=lambda values: 0.08)
-    assert worse.values == {"gain": 1.0}
+    assert worse.values["gain"] not in (-4.0, -1.0)
+
+
+async def test_each_kind_of_move_has_its_turns_and_none_stands_in_for_the_estimator(make_context):
+    bounded = Parameter(path="gain", kind=Kind.NUMBER, default=2.0, bounds=(0.5, 50.0))
+    reasons = [proposal.reasoning for proposal in await run(make_context(bounded, stable_mean=0.1), 12, lambda values: values["gain"] / 60)]
+    kinds = [
+        "estimator" if "estimator" in why else "near" if "near the best" in why else "scale" if "times" in why else why for why in reasons
+    ]
+    assert kinds.count("scale") == 2  # there are no signs to try: draws are tried instead, and no more scales
+    assert kinds.count("near") >= 1
+    assert kinds.count("estimator") >= 7
 
 
 async def test_values_that_act_as_the_running_ones_do_are_passed_over_until_nothing_else_is_left(make_context):
     context = make_context(GAIN)
 
-    async def acts_on_negative_gains_only(values):
-        return Screening(ticks=100, differing=int(values["gain"] < -3.0))
+    async def acts_on_large_gains_only(values):
+        return Screening(ticks=100, differing=int(values["gain"] > 3.0))
 
     async def never_acts_otherwise(_):
         return Screening(ticks=100, differing=0)
 
-    assert (await Search(context, None, acts_on_negative_gains_only).propose([], (), 0)).values["gain"] < -3.0
+    assert (await Search(context, None, acts_on_large_gains_only).propose([], (), 0)).values["gain"] > 3.0
     assert (await Search(context, None, never_acts_otherwise).propose([], (), 0)).values["gain"] > -9.0
 
 
