@@ -35,6 +35,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
 """The exit code of what Ctrl-C ended, by the shells' custom."""
 STAGE_TIMEOUT = 240.0
+RECOVERY_TIMEOUT = 1200.0
+"""Seconds: the search has needed up to 35 proposals, a busy machine takes 15 s for one, and a local model a minute."""
 START_TIMEOUT = 180.0
 """Seconds for a process that lives to say something. A fresh install on a busy machine compiles for most of a minute."""
 
@@ -268,7 +270,7 @@ class Demo:
             state = (await client.agent(AGENT))["state"]
             return state["stable"] != broken and not state.get("improving", False)
 
-        await self._until("a promoted revision reaches the score from before the change", recovered)
+        await self._until("a promoted revision reaches the score from before the change", recovered, RECOVERY_TIMEOUT)
         self._story.stage = RECOVERED
         self._view.stage("a better revision is stable; it has to hold before it counts as good")
 
