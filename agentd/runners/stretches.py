@@ -287,13 +287,13 @@ class Stretches:
     async def _hurried(self, switch: _Switch, transition: Transition) -> bool:
         """Whether it becomes ready before the policy that drives has to be asked: control never waits for one that takes its time.
 
-        A warm policy begins in a fraction of a tick, so one that was told to just now may take a quarter of the deadline, from then on.
-        The hand-over that follows may last until half of the time is over that a policy has for this observation.
+        A warm policy begins in a fraction of a tick: it may take half of the deadline from when it was told to. The hand-over that follows
+        may last until half of the time is over that a policy has for this observation.
         """
-        deadline = self._control.deadline or 0.0
-        latest = transition.received_at + deadline / 2
+        half = (self._control.deadline or 0.0) / 2
+        latest = transition.received_at + half
         if not switch.handing:
-            await self._ready(switch, min(latest, switch.since + deadline / 4))
+            await self._ready(switch, min(latest, switch.since + half))
         if switch.handing and not await self._ready(switch, latest):
             self._count(HandOver.LATE)
         return switch.ready is None or switch.ready.done()
