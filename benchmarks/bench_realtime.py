@@ -372,10 +372,10 @@ async def a_runner(folder: Path, url: str, name: str, spec: AgentSpec, forkserve
 async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dict[str, Any]:
     """Two warm revisions in turns; from the route to the plant's first action of the new one, by the plant's clock.
 
-    The rest of the tick is counted in two ways. From the request on: up to the next observation that the plant sends. That one may be
-    faster than the request; then it is answered by the old revision, and the new one's first comes a whole tick later. From the
-    runner's answer on: the way of the request and back, and what passes from the next observation after it to the new revision's first
-    action; a whole tick more where the new policy wasn't ready for that observation.
+    The rest of the tick is counted in two ways. As the runner knows it: it has the request, and the next observation ends the tick. What
+    is beyond it is the way of the request and back, and what passes from the next observation after that to the new revision's first
+    action; a whole tick more where the new policy wasn't ready for that observation. As the asker knows it: the next observation that the
+    plant sends ends the tick. That one may be faster than the request; then the old revision answers it, and a whole tick is beyond.
     """
     spec, source = load_agent(write_agent(folder, arguments))
     log = Log(folder / "switches.jsonl")
@@ -404,10 +404,10 @@ async def switches(arguments: argparse.Namespace, folder: Path, url: str) -> dic
         found["route to first action"].append(first[5] - at)
         found["request and answer"].append(answered - at)
         found["observation to first action"].append(first[4])
-        found["beyond the rest of the tick, from the request on"].append(first[5] - observed)
+        found["beyond the rest of the tick, as the asker knows it"].append(first[5] - observed)
         known = next((line[5] - line[4] for line in later if line[5] - line[4] >= answered), first[5] - first[4])
         taken = min(known, first[5] - first[4])  # it may serve before the answer is here
-        found["beyond the rest of the tick, from the answer on"].append(min(first[5] - at, answered - at + first[5] - taken))
+        found["beyond the rest of the tick, as the runner knows it"].append(min(first[5] - at, answered - at + first[5] - taken))
         found["observation faster than the request"].append(float(observed < min(answered, first[5] - first[4] - 0.001)))
         found["policy not ready in the tick of the answer"].append(float(first[5] - first[4] > known + 0.001))
     return {
