@@ -1,6 +1,6 @@
 """What agentd's statistics promise, measured: prints the tables of docs/statistics.md. Seeded; takes a few minutes.
 
-    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares pruning watch cause]
+    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares pruning order watch cause]
 
 Thousands of canaries are simulated side by side with numpy; `check` first runs some of them through the real machine and refuses to go on
 if a single one ends differently.
@@ -185,19 +185,45 @@ def mann_whitney(random, runs, shift, alpha=ALPHA, alternative="greater"):
 
 def unpaired(random, runs, probability, worse=0.0):
     """Single episodes, the candidate's drawn with `probability`, through the real machine: the phases they end in."""
-    settings = ReleaseSettings(exposure=probability, selection_pairs=0, prune_after_pairs=OFF, max_error_rate_increase=1.0)
-    ends = []
-    for _ in range(runs):
-        release = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=settings, kind=ReleaseKind.PROBE, at=0.0)
-        release, verdict = machine.start(release, at=0.0), None
-        while verdict is None:
-            by_candidate = random.random() < probability
-            score = float(np.clip(random.normal(LEVEL - worse * by_candidate, SPREAD / math.sqrt(2)), 0, 1))
-            role = Role.CANDIDATE if by_candidate else Role.STABLE
-            single = Single(id="", release="r", device="", role=role, probability=probability, score=score)
-            release, verdict = machine.observe(release, single, at=0.0)
-        ends.append(verdict.phase)
-    return ends
+
+    def episode():
+        by_candidate = random.random() < probability
+        return by_candidate, float(np.clip(random.normal(LEVEL - worse * by_candidate, SPREAD / math.sqrt(2)), 0, 1))
+
+    return [decided(probability, (episode() for _ in range(PAIRS))) for _ in range(runs)]
+
+
+def decided(probability, episodes):
+    """The phase in which a release ends that sees so many single episodes, each (by the candidate, score)."""
+    rules = {"selection_pairs": 0, "prune_after_pairs": OFF, "max_error_rate_increase": 1.0}
+    settings = ReleaseSettings(exposure=probability, max_pairs=PAIRS, **rules)
+    release = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=settings, kind=ReleaseKind.PROBE, at=0.0)
+    release, verdict = machine.start(release, at=0.0), None
+    for by_candidate, score in episodes:
+        role = Role.CANDIDATE if by_candidate else Role.STABLE
+        release, verdict = machine.observe(
+            release, Single(id="", release="r", device="", role=role, probability=probability, score=score), at=0.0
+        )
+        if verdict:
+            break
+    return verdict.phase
+
+
+def bench_order(runs):
+    """An episode an hour, each liked or not. Who likes the candidate's says so at once, who doesn't after 40 hours; stable's after 20."""
+    random, rows = np.random.default_rng(9), []
+    for name, likes in (("equal", 0.5), ("worse by 20%", 0.3)):
+        ends = {"in their turn": [], "as they are answered": []}
+        for _ in range(runs):
+            by_candidate = random.random(PAIRS) < 0.5
+            liked = random.random(PAIRS) < np.where(by_candidate, likes, 0.5)
+            answered = np.arange(PAIRS) + np.where(by_candidate, np.where(liked, 0.0, 40.0), 20.0)
+            for order, index in (("in their turn", np.arange(PAIRS)), ("as they are answered", np.argsort(answered, kind="stable"))):
+                ends[order].append(decided(0.5, ((bool(by_candidate[at]), float(liked[at])) for at in index)))
+        for order, phases in ends.items():
+            rows.append([name, order, *(share([phase is end for phase in phases]) for end in (Phase.PROMOTED, Phase.REJECTED))])
+    header = ["candidate", "episodes enter", "promoted", "rejected"]
+    table(f"Order: {PAIRS} single episodes, praised at once and blamed late, {runs} runs", header, rows)
 
 
 def bench_size(runs):
@@ -558,6 +584,7 @@ BENCHES = {
     "lifetime": bench_lifetime,
     "shares": bench_shares,
     "pruning": bench_pruning,
+    "order": bench_order,
     "watch": bench_watch,
     "cause": bench_cause,
 }

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import msgspec
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agentd.errors import IllegalTransition
 from agentd.records import (
@@ -40,9 +40,10 @@ RUNNING = {Phase.SELECTION, Phase.CONFIRMATION}
 COUNTING = RUNNING | {Phase.PAUSED}
 
 scores = st.floats(0, 1)
+verbs = st.sampled_from(["moves", "starts", "pauses", "resumes", "resumes", "waits", "waits"])
 people = st.sampled_from(["agentd", "ann", "bob"])
 devices = st.sampled_from([f"robot-{number}" for number in range(6)])
-ramps = st.sampled_from([(0.2, 0.5, 1.0), (0.34, 0.67), (0.5,), ()])
+ramps = st.sampled_from([(0.34, 1.0), (0.5,), (0.5, 1.0), (0.2, 0.5, 1.0), ()])
 hows = st.sampled_from(["exposed"] * 6 + ["screened", "proposed"])
 fleets = st.sampled_from([6, 5, 1]).map(lambda count: {f"robot-{number}" for number in range(count)})
 chances = st.floats(0, 1, exclude_max=True)
@@ -77,10 +78,28 @@ class Life(RuleBasedStateMachine):
 
     # --- operators and time -------------------------------------------------------------------------------------------
 
-    @rule(to=st.sampled_from(Phase), who=people, ends=st.integers(0, 9))
-    def somebody_moves_it(self, to, who, ends):
+    @rule(verb=verbs, who=people, to=st.sampled_from(Phase), ends=st.integers(0, 9), later=st.sampled_from([1.0, 60.0, 101.0, 30_000.0]))
+    def somebody_decides_or_time_passes(self, *, verb, who, to, ends, later):
+        self.now += later if verb == "waits" else 1.0
+        running, paused = self.release.phase in RUNNING, self.release.phase is Phase.PAUSED
+        match verb:
+            case "moves":
+                self.move(to, who, ends=ends == 9)
+            case "starts":
+                self.start_canary(who)
+            case "pauses" if running:
+                self.commit(machine.pause(self.release, at=self.now, who=who), None)
+            case "resumes" if paused:
+                self.commit(machine.resume(self.release, at=self.now, who=who), None)
+            case "waits":
+                self.commit(*machine.expire(self.release, self.now))
+                self.settle()
+
+    def settle(self) -> None:
+        """What a daemon does by its clock."""
+
+    def move(self, to: Phase, who: str, *, ends: bool) -> None:
         before = self.release
-        self.now += 1
         try:
             after = machine.advance(before, to, at=self.now, who=who, reason="because")
         except IllegalTransition:
@@ -90,30 +109,14 @@ class Life(RuleBasedStateMachine):
             assert after.history[-1].who == who
             if before.phase is Phase.PAUSED and to in RUNNING:
                 assert to is before.paused_from
-            if to not in ENDS | {"promoted"} or ends == 9:  # most lives are to go on
+            if to not in ENDS | {"promoted"} or ends:  # most lives are to go on
                 self.commit(after, None)
 
-    @rule(who=people)
-    def the_canary_starts(self, who):
+    def start_canary(self, who: str) -> None:
         try:
             self.commit(machine.start(self.release, at=self.now, who=who), None)
         except IllegalTransition:
             assert self.release.phase not in {Phase.SCREENED, Phase.AWAITING_APPROVAL}
-
-    @precondition(lambda self: self.release.phase in RUNNING)
-    @rule(who=people)
-    def an_operator_pauses(self, who):
-        self.commit(machine.pause(self.release, at=self.now, who=who), None)
-
-    @precondition(lambda self: self.release.phase is Phase.PAUSED)
-    @rule(who=people)
-    def an_operator_resumes(self, who):
-        self.commit(machine.resume(self.release, at=self.now, who=who), None)
-
-    @rule(later=st.sampled_from([1.0, 60.0, 101.0, 30_000.0]))
-    def time_passes(self, later):
-        self.now += later
-        self.commit(*machine.expire(self.release, self.now))
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 

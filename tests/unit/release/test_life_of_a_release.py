@@ -39,15 +39,16 @@ class LifeOnPairs(Life):
         for number in range(count):
             self.pair(where + number, reference, candidate, anchored=anchored)
 
-    @rule(count=st.integers(1, 20), gain=st.sampled_from([-0.02, 0.02, 0.4]))
+    @rule(count=st.integers(1, 20), gain=st.sampled_from([-0.02, 0.02, 0.4, 0.4]))
     def every_device_gives_pairs_alike(self, count, gain):
         for number in range(count):
             self.pair(number, 0.5, 0.5 + gain + 0.01 * (number % 2))
             self.the_ramp_is_looked_at(forced=False)
 
-    @rule(where=st.integers(0, 5), guardrail=st.sampled_from(["", "too hot"]))
-    def the_candidate_fails(self, where, guardrail):
-        self.pair(where, 0.5, 0.0, candidate_aborted=True, guardrail=guardrail)
+    @rule(where=st.integers(0, 5), count=st.integers(1, 4), guardrail=st.sampled_from(["", "too hot", "too hot"]))
+    def the_candidate_fails(self, where, count, guardrail):
+        for number in range(count):
+            self.pair(where + number, 0.5, 0.0, candidate_aborted=True, guardrail=guardrail)
 
     def pair(self, where: int, reference: float, candidate: float, **fields) -> None:
         known = [*self.exposed, *self.withdrawn] or ["robot"]  # of one that went back a pair may still be under way

@@ -63,7 +63,7 @@ class LifeOnSingles(Life):
         for number in range(count):
             self.end(number, (chance + number * 0.37) % 1.0)
             self.somebody_answers(which=-1, score=score)
-            self.those_enter_whose_turn_it_is()
+            self.settle()
             self.the_ramp_is_looked_at(forced=False)
 
     @rule(count=st.integers(1, 6), chance=chances)
@@ -123,8 +123,7 @@ class LifeOnSingles(Life):
     def the_daemon_is_restarted(self):
         self.waiting = windows.Waiting(list(self.waiting))  # as the store has them
 
-    @rule()
-    def those_enter_whose_turn_it_is(self):
+    def settle(self):
         while (due := self.waiting.due(self.now)) is not None:
             if due.feedback is None:
                 due, _ = windows.close(due, SCORE, 0.0)
