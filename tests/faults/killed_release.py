@@ -1,7 +1,7 @@
 """One agent's life, killed after each of its commits: run by test_release_killed.py, in a process of its own.
 
     python killed_release.py FOLDER points STORY   dies once at each *kind* of commit, and goes on from there until the story is over
-    python killed_release.py FOLDER every STORY    the story again and again, killed after its 1st, 2nd, 3rd... commit until one is whole
+    python killed_release.py FOLDER every STORY    the same after each commit with which anything has come further
 
 Everything is the daemon's own but runner and optimizer, which are played: they answer at once, so that a whole story takes a second. Each
 life is forked from this process, which never has a loop or a thread. `witness.jsonl` has what was acknowledged before each death, and where
@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import structlog
 from killed_stories import STORIES, Optimizer, Story, demand
@@ -36,6 +37,8 @@ from agentd.store import SqlStore
 
 ENDS = {Phase.PROMOTED, Phase.REJECTED, Phase.PRUNED, Phase.INCONCLUSIVE, Phase.ABORTED, Phase.ROLLED_BACK}
 HOSTING = Path(agentd.hosting.__file__).parent
+ALIKE = 4
+"""From so many pairs on one more is like the one before. (Whoever dies at each for ever never hears of the device that answers second.)"""
 COMMITTING: ContextVar[str] = ContextVar("COMMITTING", default="")
 """The place in the program that a commit comes from: it is written by a task of its own."""
 
@@ -68,6 +71,8 @@ class Witness:
         self._path = path
         self._deadly = deadly
         self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self._reached = self.lines[-1]["reached"] if self.lines else {}
+        """How far everything has come."""
 
     def wrap(self, store: SqlStore) -> None:
         commit = store.commit
@@ -99,6 +104,10 @@ class Witness:
                     line["releases"][name] = [record.phase, record.pairs, record.step]
                 case AgentState():
                     line["state"] = [record.stable, record.release, record.last_good, record.anchor]
+                    line["state"] += [record.regime, record.improving, record.attempts, record.source]
+        further = {name: [phase, min(pairs, ALIKE), step] for name, (phase, pairs, step) in line["releases"].items()}
+        self._reached = self._reached | further | ({"state": line["state"]} if "state" in line else {})
+        line["reached"] = self._reached
         deadly = self._deadly(line, self.lines)
         self.lines.append(line)
         with self._path.open("a") as file:
@@ -118,7 +127,8 @@ class Witness:
         if state is None:
             return
         agent = await store.agent("plant")
-        demand([agent.stable, agent.release, agent.last_good, agent.anchor] == state, f"the state {agent} is not {state}")
+        found = [agent.stable, agent.release, agent.last_good, agent.anchor, agent.regime, agent.improving, agent.attempts, agent.source]
+        demand(found == state, f"the state {agent} is not {state}")
         for name, known in releases.items():
             found = await store.release(name)
             demand([found.phase, found.pairs, found.step] == known, f"{found} is not {known}")
@@ -243,30 +253,25 @@ def fork(folder: Path, deadly, story: Story) -> bool:
     return True
 
 
-def points(folder: Path, name: str) -> None:
-    """A commit is known by its place and by what it holds."""
-    died, story = [], STORIES[name]
+def tell(folder: Path, name: str, key: Callable[[dict], Any]) -> None:
+    """The story, with a death after each commit of which the key is new."""
+    died, known = [], set()
 
-    def known(line, lines):
-        return (line["place"], line["point"]) in {(other["place"], other["point"]) for other in lines}
+    def deadly(line, lines):
+        return key(line) not in known | {key(other) for other in lines}
 
-    while not fork(folder, lambda line, lines: not known(line, [*lines, *died]), story):
+    while not fork(folder, deadly, STORIES[name]):
         died.append(json.loads((folder / "witness.jsonl").read_text().splitlines()[-1]))
+        known.add(key(died[-1]))
     places = sorted({line["place"] for line in died})
     print(json.dumps({"lives": len(died) + 1, "places": places}))  # noqa: T201 - the test reads it
 
 
-def every(folder: Path, name: str) -> None:
-    number, finished = 0, False
-    while not finished:
-        number += 1
-        shutil.rmtree(folder / "life", ignore_errors=True)
-        (folder / "life").mkdir()
-        finished = fork(folder / "life", lambda line, lines, number=number: len(lines) + 1 == number, STORIES[name])
-        if not finished and not fork(folder / "life", lambda line, lines: False, STORIES[name]):
-            sys.exit("a life that nothing kills was killed")
-    print(json.dumps({"lives": number}))  # noqa: T201 - the test reads it
+KEYS = {
+    "points": lambda line: (line["place"], line["point"]),
+    "every": lambda line: (line["place"], line["point"], json.dumps(line["reached"], sort_keys=True)),
+}
 
 
 if __name__ == "__main__":
-    {"points": points, "every": every}[sys.argv[2]](Path(sys.argv[1]), sys.argv[3])
+    tell(Path(sys.argv[1]), sys.argv[3], KEYS[sys.argv[2]])

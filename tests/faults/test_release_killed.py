@@ -117,5 +117,5 @@ async def test_what_people_and_a_changing_world_do_goes_on_after_a_death_at_each
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("story", "least"), [("release", 60), ("world", 100)])
-async def test_a_story_killed_after_its_first_second_third_and_every_later_commit_always_ends_well(tmp_path, story, least):
+async def test_a_story_in_which_every_commit_that_leads_further_is_followed_by_a_death_ends_well(tmp_path, story, least):
     assert (await told(tmp_path / "story", "every", story))["lives"] > least
