@@ -202,7 +202,7 @@ class Life(RuleBasedStateMachine):
             assert not (earned and before.phase is Phase.CONFIRMATION and (self.ramped or not self.exposed + self.withdrawn))
         elif verdict.phase is Phase.PROMOTED:
             assert earned
-            assert before.phase is Phase.CONFIRMATION or before.settings.selection_pairs == 0
+            assert before.phase is Phase.CONFIRMATION or (before.phase is Phase.SELECTION and not before.settings.selection_pairs)
             assert after.superiority.log_e_max >= -math.log(before.settings.alpha)
             assert self.ramped or before.kind is ReleaseKind.PROBE or not self.exposed + self.withdrawn
         elif verdict.phase is Phase.PRUNED:

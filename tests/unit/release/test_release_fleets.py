@@ -185,6 +185,17 @@ def test_the_same_device_failing_twice_is_still_alone():
     assert verdict is None
 
 
+def test_the_abort_of_a_device_that_went_back_alone_is_no_part_of_the_error_rate():
+    release = fleet.widen(in_canary(msgspec.structs.replace(RULES, ramp=(0.5,))), {device: {} for device in "abcd"})
+    failing, other = fleet.exposed(release)
+    release, verdict = violated(release, failing)
+    for _ in range(2):
+        release, verdict = machine.observe(release, pair(other, -0.4, candidate_aborted=True), at=1.0)
+        assert verdict is None
+    _, verdict = machine.observe(release, pair(other, -0.4, candidate_aborted=True), at=1.0)
+    assert "error rate 75% (3 of 4 episodes)" in verdict.reason
+
+
 @pytest.mark.parametrize("ready", [TWENTY, {"robot": {}}])
 def test_a_guardrail_ends_the_release_where_no_other_device_is_exposed(ready):
     release = fleet.widen(in_canary(), ready)
