@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test tests test-long coverage check bench venv tools upgrade
 
 help:
-	@echo "make demo       set up, then watch a controller break and recover (about three minutes; Ctrl-C ends it)"
+	@echo "make demo       set up, then watch a controller break and recover (one to four minutes; Ctrl-C ends it)"
 	@echo "make test       set up, then every check and test that is quick enough for each change"
 	@echo "make test-long  soaks, many seeds, hundreds of kills"
 	@echo "make coverage   the tests of make test once more, with a table of the lines and branches that they reach"

@@ -313,7 +313,7 @@ class Demo:
         stable = (await client.agent(AGENT))["state"]["stable"]
         bad.verdict = final["phase"]
         bad.stopped = stable == good and (final["phase"] == "rolled_back") == force and final["phase"] != "promoted"
-        bad.how = f"{final['phase']} by {final.get('stage') or 'the operator'}: {final.get('reason', '')}"
+        bad.how = f"{final['phase'].replace('_', ' ')} by {final.get('stage') or 'the operator'}: {final.get('reason', '')}"
 
     async def _serve(self) -> None:
         stop = asyncio.Event()

@@ -27,7 +27,7 @@ def demo(
     json: Json = False,
     state: Annotated[Path | None, typer.Option(help="Where its state is kept (default: a new folder in the temporary one).")] = None,
 ) -> None:
-    """Watch a robot break and agentd recover, in about two minutes: no account, no network, no broker."""
+    """Watch a robot break and agentd recover, in one to four minutes: no account, no network, no broker."""
     if change not in CHANGES:
         raise typer.BadParameter(f"should be one of {', '.join(CHANGES)}, not {change}", param_hint="--change")
     if state is not None and (state / "agentd.db").exists():

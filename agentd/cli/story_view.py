@@ -7,8 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -145,7 +147,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(_scores(summary))
     console.print(_releases(summary["releases"]))
-    bad = Table("a revision that", "stopped", "how", title="Bad revisions, submitted on purpose")
+    bad = Table("a revision that", "stopped", "how", title="Bad revisions, submitted on purpose", box=SIMPLE_HEAD, pad_edge=False)
     for row in summary["bad_revisions"]:
         bad.add_row(row["it"], "yes" if row["stopped"] else "NO", row["how"][:300])
     console.print(bad)
@@ -162,7 +164,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def _scores(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="Scores, 0 to 1")
+    table = Table(title="Scores, 0 to 1", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("before", f"broken ({summary['change']})", "after"):
         table.add_column(column, justify="right")
     scores = summary["scores"]
@@ -170,15 +172,14 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _releases(rows: list[dict[str, Any]]) -> Table:
-    table = Table("release", "by", "verdict", "stage", title="Releases")
-    for column in ("e", "pairs", "difference"):
-        table.add_column(column, justify="right")
-    table.add_column("why", overflow="fold", max_width=60)
+def _releases(rows: list[dict[str, Any]]) -> Group:
+    """Two lines a release: a table with a column for the reason leaves it a few letters a line on a terminal of 80 columns."""
+    shown: list[Text | Padding] = [Text(f"{'Releases, oldest first':<32}{'e':>8}{'pairs':>7}{'difference':>12}", style="bold")]
     for row in rows:
         difference = "" if row["difference"] is None else f"{row['difference']:+.3f}"
         e_value = "∞" if row["e_value"] is None else f"{row['e_value']:.3g}"
-        figures = (e_value, str(row["pairs"]), difference)
+        who = f"{row['by']:<10}{row['verdict'].replace('_', ' '):<13}{row['stage']:<9}"
         style = {"promoted": "green", "rolled_back": "red", "rejected": "red"}.get(row["verdict"], "")
-        table.add_row(row["release"][:10], row["by"], row["verdict"], row["stage"], *figures, row["reason"][:200], style=style)
-    return table
+        shown.append(Text(f"{who}{e_value:>8}{row['pairs']:>7}{difference:>12}", style=style))
+        shown.append(Padding(Text(row["reason"][:200], style="dim"), (0, 0, 0, 10)))
+    return Group(*shown)

@@ -114,6 +114,17 @@ def test_what_a_program_said_is_shown_as_it_is(capsys):
     assert "[red]only[/red]" in shown
 
 
+def test_on_a_terminal_of_80_columns_a_reason_can_be_read(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    story, reason = Story(), "better: +0.927 over 9 pairs, e = 44.2 against 40"
+    story.take(release("promoted", algorithm="search", stage="canary", pairs=9, difference=0.927, log_e=3.8, reason=reason))
+    robot = {"ticks": 1, "actions": 1, "safe": 0, "fallback": 0}
+    print_summary(as_json(story, failure="", robot=robot, state=Path("state"), url="", change="flip-motor"))
+    lines = capsys.readouterr().out.splitlines()
+    assert reason in [line.strip() for line in lines]
+    assert max(map(len, lines)) <= 80
+
+
 def test_events_of_other_kinds_change_nothing():
     story = Story()
     story.take({"kind": "agent.added"})
