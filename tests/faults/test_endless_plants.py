@@ -39,6 +39,7 @@ COUNTER = """
 DECEIVER = COUNTER.replace('return {"count": self.count}', 'return {"count": 5000.0}')
 REFUSER = COUNTER.replace('self.count = state["count"]', 'raise KeyError("integral")')
 UNHURRIED = COUNTER.replace("self.count = 0.0\n\n        def act", "sum(range(500_000))\n\n        def act")
+LEISURELY = COUNTER.replace("self.count = 0.0\n\n        def act", "sum(range(50_000_000))\n\n        def act")
 INFINITE = COUNTER.replace('return {"count": self.count}', 'return {"count": float("inf")}')
 RAISER = COUNTER.replace("return self.count\n", "raise ArithmeticError\n", 1)
 CANDIDATES = {"deceiver": DECEIVER, "infinite": INFINITE, "refuser": REFUSER, "raiser": RAISER}
@@ -195,7 +196,7 @@ async def test_whatever_a_candidate_does_stable_goes_on_as_it_was(runners, endle
 
 
 async def test_a_promoted_revision_that_gets_no_state_begins_afresh(runners, endless, mosquitto, plant, make_program, until):
-    first, refuser, infinite, last = (make_program(text) for text in (COUNTER, REFUSER, INFINITE, COUNTER + "\n    # another"))
+    first, refuser, infinite, last = (make_program(text) for text in (COUNTER, REFUSER, INFINITE, LEISURELY))
     daemon = await serve(runners, endless(), mosquitto, first)
     await until(lambda: len(plant.applied) > 1)
     for program in (refuser, infinite, last):
@@ -206,7 +207,7 @@ async def test_a_promoted_revision_that_gets_no_state_begins_afresh(runners, end
     assert [after for _, _, after in plant.jumps()] == [1.0, 1.0]  # the refuser, and whoever came after infinity
     await until(lambda: daemon.counts["handovers.refused"] == daemon.counts["handovers.unusable"] == daemon.counts["handovers.loaded"] == 1)
     assert {"handover.refused", "handover.unusable"} <= daemon.kinds()
-    plant.prove()
+    plant.prove()  # the last one began for longer than the plant would have waited
     await daemon.aclose()
 
 
