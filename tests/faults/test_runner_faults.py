@@ -326,11 +326,21 @@ async def test_a_runner_that_is_killed_leaves_the_robot_to_its_fallback_and_a_ne
 ):
     program = make_program(BALANCE)
     first = await serve(runners, mqtt_spec(), mosquitto, program)
-    await until(lambda: of(first, outcome=Outcome.FINISHED))
-    await until(lambda: plant.is_midway)
-    os.kill(first.runner.pid, signal.SIGKILL)
-    await until(lambda: first.lost)
-    await until(lambda: plant.sources["fallback"] > 0)
+    said = []
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        await client.subscribe([("agentd/v1/agents/cartpole/status", 1), ("agentd/v1/devices/+/down/heartbeat", 0)])
+        async with asyncio.timeout(10):
+            while not any("seq" in message for message in said):
+                said.append(json.loads((await anext(client.messages)).payload))
+        assert said[-1]["session"] == first.runner.session  # its heartbeat
+        await until(lambda: of(first, outcome=Outcome.FINISHED))
+        await until(lambda: plant.is_midway)
+        os.kill(first.runner.pid, signal.SIGKILL)
+        await until(lambda: first.lost)
+        await until(lambda: plant.sources["fallback"] > 0)
+        async with asyncio.timeout(10):
+            while {"status": "lost", "session": first.runner.session} not in said:  # its last will, for whoever listens
+                said.append(json.loads((await anext(client.messages)).payload))
     second = await serve(runners, mqtt_spec(), mosquitto, program)
     assert second.runner.session != first.runner.session
     await until(lambda: len(of(second, outcome=Outcome.FINISHED)) >= 2)
