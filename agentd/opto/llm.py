@@ -184,6 +184,7 @@ class LitellmClient:
     async def _ask(self, model: str, request: LlmRequest) -> LlmReply:
         """One call: reserve, ask, settle."""
         litellm = await self._load()
+        _note_price(litellm, model)
         price = _price(litellm, model, tokens_of(request.messages), request.max_tokens)
         reservation = self._ledger.reserve(request.agent, price, self._clock.time())
         outcome, reply = "cancelled", LlmReply(text="", model=model)
@@ -330,6 +331,14 @@ def _message(message: Message) -> dict[str, Any]:
         return {"role": message.role, "content": message.content}
     images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
     return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
+
+
+def _note_price(litellm: Any, model: str) -> None:
+    """Tells litellm what an Ollama model costs. It would ask the server each time, and wait for it, in whatever thread asks for a price."""
+    provider = model.partition("/")[0]
+    if provider in {"ollama", "ollama_chat"}:
+        free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "litellm_provider": provider, "mode": "chat"}
+        litellm.model_cost.setdefault(model, {**free, "supports_vision": True})  # as for any model that is not known to be blind
 
 
 def _price(litellm: Any, model: str, tokens_in: int, tokens_out: int) -> float:

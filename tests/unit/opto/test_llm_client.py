@@ -1,7 +1,10 @@
 """The client asks one model at a time, within a budget and a deadline, and says what went wrong without saying the key."""
 
 import asyncio
+import json
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -245,6 +248,43 @@ async def test_a_cache_that_can_not_be_written_or_read_costs_no_answer(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match="reply_cache: should be a folder"):
         DiskCache(tmp_path / "file")
+
+
+class Ollama(BaseHTTPRequestHandler):
+    """Its protocol, as far as it is needed; `paths` and `bodies` are what was asked, in order."""
+
+    paths, bodies = [], []
+
+    def do_POST(self):
+        self.paths.append(self.path)
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        answer = {"model": "m", "message": {"role": "assistant", "content": "fine"}, "done": True, "prompt_eval_count": 11, "eval_count": 5}
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+async def test_ollama_is_asked_with_the_schema_and_never_for_a_price(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ollama) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            monkeypatch.setenv("OLLAMA_API_BASE", url)
+            async with LitellmClient(LlmSettings(models=("ollama_chat/qwen",), api_base=url), Ledger(), SystemClock()) as llm:
+                reply = await llm.complete(request(seed=7, schema={"type": "object"}))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (reply.text, reply.tokens_in, reply.tokens_out, reply.dollars) == ("fine", 11, 5, 0.0)
+    assert Ollama.paths == ["/api/chat"]
+    assert Ollama.bodies[0]["format"] == {"type": "object"}
+    assert Ollama.bodies[0]["options"]["seed"] == 7
 
 
 async def test_a_daemon_whose_settings_name_a_cache_asks_once(tmp_path, monkeypatch):
