@@ -71,8 +71,8 @@ class Witness:
         self._path = path
         self._deadly = deadly
         self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self._reached = self.lines[-1]["reached"] if self.lines else {}
-        """How far everything has come."""
+        self._reached = self.lines[-1]["reached"] if self.lines else {"state": None, "active": {}}
+        """How far the agent has come, and each release that has not ended."""
 
     def wrap(self, store: SqlStore) -> None:
         commit = store.commit
@@ -106,7 +106,8 @@ class Witness:
                     line["state"] = [record.stable, record.release, record.last_good, record.anchor]
                     line["state"] += [record.regime, record.improving, record.attempts, record.source]
         further = {name: [phase, min(pairs, ALIKE), step] for name, (phase, pairs, step) in line["releases"].items()}
-        self._reached = self._reached | further | ({"state": line["state"]} if "state" in line else {})
+        active = {name: far for name, far in (self._reached["active"] | further).items() if far[0] not in ENDS}
+        self._reached = {"state": line.get("state", self._reached["state"]), "active": active}
         line["reached"] = self._reached
         deadly = self._deadly(line, self.lines)
         self.lines.append(line)
@@ -267,9 +268,15 @@ def tell(folder: Path, name: str, key: Callable[[dict], Any]) -> None:
     print(json.dumps({"lives": len(died) + 1, "places": places}))  # noqa: T201 - the test reads it
 
 
+def far(line: dict) -> str:
+    """How far the agent and what is active have come: without the names of releases, for who is killed begins new ones."""
+    state = line["reached"]["state"]
+    return json.dumps([state and [state[0], *state[2:]], sorted(line["reached"]["active"].values())])
+
+
 KEYS = {
     "points": lambda line: (line["place"], line["point"]),
-    "every": lambda line: (line["place"], line["point"], json.dumps(line["reached"], sort_keys=True)),
+    "every": lambda line: (line["place"], line["point"], far(line)),
 }
 
 
