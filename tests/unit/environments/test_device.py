@@ -195,14 +195,14 @@ async def test_a_command_it_does_not_know_is_answered(mosquitto, agent):
 
 async def test_it_can_begin_by_itself_when_nobody_asks(mosquitto, agent):
     plant = Plant(length=1)
-    async with serving(mosquitto, plant, begin_after=0.05):
+    async with serving(mosquitto, plant, begin_after=0.05, action_timeout=5.0):
         await agent.ready()
         observation = await agent.next("observation")
         assert observation["step"] == 0
         await agent.act(observation, "a")
         while len({observation["episode"], (await agent.next("observation"))["episode"]}) == 1:
             pass
-    assert plant.given[0] == "a"
+    assert "a" in plant.given  # the first episode may have begun, and helped itself, before the device was connected
 
 
 async def test_the_plant_goes_on_while_the_network_is_gone_and_comes_back_in_a_new_session(mosquitto, agent, until):
