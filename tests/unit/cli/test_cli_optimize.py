@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from agentd.cases import read_cases, split
-from agentd.cli.app import app
 from agentd.cli.client import Client
 from agentd.errors import AgentdError
 from agentd.ready import find
@@ -154,9 +152,10 @@ async def test_the_greeting_policy_learns_and_a_daemon_serves_what_it_learned_an
             await asyncio.sleep(0.1)
     assert status["state"]["stable"] == document["after"]
     assert status["recent"] == [1.0] * len(status["recent"])
-    refused = await asyncio.to_thread(CliRunner().invoke, app, ["optimize", str(laptop.agent), "-n", "1", "--state", str(laptop.state)])
-    assert refused.exit_code == 1
-    assert "another agentd runs with the state directory" in refused.stderr
+    process = await laptop.start("optimize", str(laptop.agent), "-n", "1")
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert "another agentd runs with the state directory" in errors.decode()
     daemon.terminate()
     assert (await laptop.ended(daemon)).code == 0
 
@@ -240,10 +239,11 @@ async def test_the_table_says_what_became_of_each_proposal(laptop):
     assert "1: optoprime promoted" in ended.errors
 
 
-def test_an_agent_that_is_not_there_is_wrong_usage(tmp_path):
-    ended = CliRunner().invoke(app, ["optimize", "nobody", "--state", str(tmp_path)])
-    assert ended.exit_code == 2
-    assert "there is no agent.toml in nobody" in ended.stderr
+async def test_an_agent_that_is_not_there_is_wrong_usage(laptop):
+    process = await laptop.start("optimize", "nobody")
+    ended = await laptop.ended(process)
+    assert ended.code == 2
+    assert "there is no agent.toml in nobody" in ended.errors
 
 
 @pytest.mark.long
