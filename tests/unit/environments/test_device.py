@@ -5,10 +5,10 @@ import contextlib
 import json
 import random
 
-import aiomqtt
 import pytest
 
 from agentd.device import Device, backoff, connection_arguments
+from agentd.device.connection import Client, connected
 
 TOPIC = "agentd/v1/devices/arm"
 
@@ -63,7 +63,7 @@ class Agent:
 
 @pytest.fixture
 async def agent(mosquitto):
-    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+    async with connected(Client("127.0.0.1", mosquitto.port)) as client:
         await client.subscribe(f"{TOPIC}/up/#", qos=1)
         yield Agent(client)
 

@@ -9,6 +9,7 @@ import aiomqtt
 import pytest
 
 from agentd.clock import SystemClock
+from agentd.device.connection import Client, connected
 from agentd.environments import Joined, Left, Linked, make_environment
 from agentd.errors import PlantError, PlantLost
 
@@ -45,7 +46,7 @@ class Arm:
 
 @pytest.fixture
 async def arm(mosquitto):
-    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+    async with connected(Client("127.0.0.1", mosquitto.port)) as client:
         arm = Arm(client)
         await client.subscribe([(f"{TOPIC}/down/action", 0), (f"{TOPIC}/down/command", 1)])
         listening = asyncio.create_task(arm.listen())
