@@ -29,7 +29,8 @@ def test_the_demo_recovers_stops_every_bad_revision_and_leaves_a_store_to_read(t
     assert "rolled_back" in history.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 async def test_a_demo_that_is_ended_early_leaves_its_state_and_no_process(tmp_path, until, number):
     words = ("-m", "agentd", "demo", "--state", str(tmp_path))
     demo = await asyncio.create_subprocess_exec(sys.executable, *words, stderr=asyncio.subprocess.PIPE)

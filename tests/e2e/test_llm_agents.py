@@ -58,6 +58,7 @@ async def metric(hosted, name, **labels):
     return found
 
 
+@pytest.mark.long
 async def test_a_prompt_is_improved_by_evidence_and_the_agent_outlives_its_service(hosted, model):
     hosted.add_agent(
         "triage",

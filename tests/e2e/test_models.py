@@ -85,6 +85,7 @@ async def test_a_model_repairs_the_controller_after_the_robot_changed(hosted, mo
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_reply_that_can_not_be_used_or_a_service_that_fails_is_told_changes_nothing_and_is_asked_again(hosted, model):
     hosted.add_agent(edit=asking())
     robot = await hosted.robot()

@@ -17,6 +17,7 @@ async def refused(verb):
     return caught.value.status, caught.value.kind
 
 
+@pytest.mark.long
 async def test_nothing_is_released_while_an_agent_is_frozen_and_everything_goes_on_afterwards(hosted):
     hosted.add_agent(edit=quick(release__max_pairs=1000, release__prune={"after_pairs": 1000}))
     robot = await hosted.robot()

@@ -39,6 +39,7 @@ async def recovered(hosted, broken):
     return agent if agent["state"]["stable"] != broken and not agent["state"]["improving"] and mean_score(agent) > 0.8 else None
 
 
+@pytest.mark.long
 async def test_a_robot_that_changes_is_noticed_and_the_search_brings_its_score_back(hosted):
     hosted.add_agent(edit=quick(optimizer__trigger="alarm"))
     robot = await hosted.robot()

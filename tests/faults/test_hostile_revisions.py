@@ -137,7 +137,7 @@ LIES = ["a cycle", "a gigantic trace"]
 MORE_LIES = pytest.param([name for name in FORGERIES if name not in LIES], id="more", marks=[pytest.mark.long, pytest.mark.timeout(300)])
 
 
-@pytest.mark.parametrize("names", [pytest.param(LIES, id="some"), MORE_LIES])
+@pytest.mark.parametrize("names", [pytest.param(LIES, id="some", marks=pytest.mark.long), MORE_LIES])
 async def test_a_revision_that_forges_its_traces_fools_and_harms_nobody(hosted, names):
     hosted.add_agent(
         edit=quick(optimizer__algorithm="optoprime", optimizer__models=["openai/scripted"], release__prune={"after_pairs": 1000})

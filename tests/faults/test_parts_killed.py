@@ -34,6 +34,7 @@ def policy_workers(runner):
     return [process.pid for process in psutil.Process(runner).children(recursive=True) if not process.children()]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)  # three parts, one after the other
 async def test_a_runner_a_broker_and_a_robot_that_are_killed_come_back_into_the_canary(hosted, mosquitto):
     robot, release = await canary(hosted, "--action-timeout", "0.1", "--step-ms", "5")  # it is nearly always in an episode
