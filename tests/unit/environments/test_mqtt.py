@@ -296,10 +296,14 @@ async def test_a_new_session_of_a_device_ends_its_old_one(environment, arm):
 
 
 async def test_the_last_will_of_an_older_session_hurts_nobody(environment, arm, until):
-    await driven(environment, arm)
-    arm.session = "an older life"
+    device = await driven(environment, arm)
+    session, arm.session = arm.session, "an older life"
     await arm.status("lost")
     await until(lambda: environment.counters.dropped["older_session"])
+    arm.session = session
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 1)
+    assert (await stepping).tick == 1
 
 
 async def test_a_device_of_another_agent_is_not_ours(environment, arm):
