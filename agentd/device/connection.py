@@ -117,7 +117,22 @@ class Broker:
 
 
 class _Socket(ssl.SSLSocket):
-    """Closes where the handshake fails, which paho leaves to the garbage collector."""
+    """Closes where the handshake fails, which paho leaves to the garbage collector. Tells what the broker said before it closed.
+
+    In TLS 1.3 the handshake has ended for this side before the broker looks at its certificate. Where the broker refuses that and has
+    closed by the time of the first message, sending fails, with an end of file; the alert that says why waits to be read.
+    """
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Raises the broker's alert, if there is one, rather than that the connection has ended."""
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLEOFError, ConnectionError):
+                self.recv(1)
+            raise
 
     def do_handshake(self, block: bool = False) -> None:
         try:
@@ -220,6 +235,15 @@ class Client(aiomqtt.Client):
         with self._ending:
             if self._ended:
                 self._client._sock_close()  # noqa: SLF001 - paho's own disconnect() would wait for a loop that nobody runs
+
+    def _on_disconnect(self, client: mqtt.Client, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Any = None) -> None:
+        """Tells whoever waits for the broker's answer that none will come, where aiomqtt has them wait for their time limit."""
+        if self._connected.done():
+            super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        else:
+            self._connected.set_exception(
+                aiomqtt.MqttError("the broker closed the connection before it answered; a port for TLS needs mqtts://")
+            )
 
     def flush(self) -> None:
         """Send what waits, now rather than in the loop's next turn. Where a message is being handled, that turn has to do."""

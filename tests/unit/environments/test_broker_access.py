@@ -8,6 +8,9 @@ import contextlib
 import json
 import logging
 import random
+import select
+import socket
+import ssl
 import subprocess
 from types import SimpleNamespace
 
@@ -16,6 +19,7 @@ from brokers import Authority, Mosquitto, free_port
 
 from agentd.clock import SystemClock
 from agentd.device import Broker, Device
+from agentd.device.connection import connection_arguments
 from agentd.environments import Joined, Linked, make_environment
 from agentd.errors import PlantError
 
@@ -224,14 +228,40 @@ async def test_a_refusal_is_told_once_in_words_to_both_sides(broker, make_agent,
     address, expected = refusals(broker, certificates)[what]
     async with make_agent(address) as environment, robot(address, generator=Impatient()) as device:
         told = await change(environment, Linked)
-        if "certificate" in what and "in time" in told.reason:  # its end overtook the alert that says why: the next attempt is told more
-            told = await change(environment, Linked)
         assert not told.connected
         assert expected in told.reason
         await until(lambda: expected in device.trouble)
     everything = caplog.text + told.reason + device.trouble
     assert PASSWORD not in everything
     assert "wr0ng-secret" not in everything
+
+
+def test_the_alert_that_says_why_is_told_though_the_broker_has_closed_before_the_first_message(broker, certificates):
+    address, _ = refusals(broker, certificates)["no client certificate"]
+    with (
+        socket.create_connection(("127.0.0.1", broker.ports["mutual"]), timeout=20) as plain,
+        connection_arguments(address)["tls_context"].wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+    ):
+        closed = select.poll()
+        closed.register(secure, select.POLLRDHUP)
+        assert closed.poll(20_000)
+        with pytest.raises(ssl.SSLError, match="alert certificate required"):
+            secure.send(b"CONNECT")
+
+
+async def test_a_broker_that_closes_instead_of_answering_is_noticed_at_once(until):
+    async def close(reader, writer):
+        await reader.read(1)
+        writer.close()
+
+    port = free_port()
+    async with (
+        await asyncio.start_server(close, "127.0.0.1", port),
+        asyncio.timeout(4),  # less than connecting may take
+        robot(f"mqtt://127.0.0.1:{port}", generator=Impatient()) as device,
+    ):
+        await until(lambda: device.trouble)
+        assert "closed the connection before it answered" in device.trouble
 
 
 async def test_a_refused_client_asks_again_after_pauses_that_grow(broker, make_agent, certificates, until):
