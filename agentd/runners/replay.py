@@ -70,7 +70,7 @@ class _Replay:
         self._clock = clock
         self._deadline = deadline
         self._allowed_misses = allowed_misses
-        self._processes = tuple(process for process in (worker.pid, worker.leaf_pid, "self") if process is not None)
+        self._policy = tuple(process for process in (worker.pid, worker.leaf_pid) if process is not None)
         self._device = f"screen-{worker.pid}"
         self._ticks = self._differing = self._invalid = self._unrecorded = 0
         self._max_latency = 0.0
@@ -111,25 +111,32 @@ class _Replay:
         await self._worker.finish(self._device, episode.final_observation)
         return late <= self._allowed_misses
 
-    async def _act(self, step: Step, before: Value) -> tuple[Value, float]:
+    async def _act(self, step: Step, safe: Value) -> tuple[Value, float]:
         """The action, and the seconds that it took, without those in which worker, leaf or runner waited for a processor of a busy machine.
 
+        They are no fewer than those that worker and leaf computed: a runner with other work waits while they do, too, which delays nobody.
         UNCHANGED where it came of a question to a model that was never asked, whatever the program made of that.
         """
-        waited, began = _waited(self._processes), self._clock.monotonic()
+        before, began = self._scheduled(), self._clock.monotonic()
         desk = RecordedDesk(step.exchanges, self._worker.model_calls) if self._worker.model_calls else None
         try:
-            action = await self._worker.act(self._device, step.tick, step.observation, safe=before, desk=desk)
+            action = await self._worker.act(self._device, step.tick, step.observation, safe=safe, desk=desk)
         except PolicyError:
             if desk is None or not desk.missing:
                 raise
         took = self._clock.monotonic() - began
         self._max_latency = max(self._max_latency, took)
-        took -= max(0.0, _waited(self._processes) - waited)  # it can fall where the worker has just ended
+        computed, waited = (max(0.0, now - then) for now, then in zip(self._scheduled(), before, strict=True))  # less where one just ended
+        took = max(took - waited, computed)
         if desk is not None and desk.missing:
             self._first_unrecorded = self._first_unrecorded or f"tick {step.tick}: {desk.missing}"
             return UNCHANGED, took
         return action, took
+
+    def _scheduled(self) -> tuple[float, float]:
+        """Seconds for which worker and leaf computed so far, and for which they and the runner waited for a processor."""
+        computed, waited = _scheduled(self._policy)
+        return computed, waited + _scheduled(("self",))[1]
 
     def report(self) -> ScreenReport:
         """What was found."""
@@ -149,12 +156,13 @@ class _Replay:
         )
 
 
-def _waited(processes: Sequence[int | str]) -> float:
-    """Seconds in which they could run and got no processor, since they began; 0 where the kernel doesn't tell (proc(5), schedstat)."""
+def _scheduled(processes: Sequence[int | str]) -> tuple[float, float]:
+    """Seconds for which they ran, and for which they could have and got no processor; 0 where the kernel keeps no schedstat (proc(5))."""
     try:
-        return sum(int(Path(f"/proc/{process}/schedstat").read_bytes().split()[1]) for process in processes) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+        of_each = [Path(f"/proc/{process}/schedstat").read_bytes().split() for process in processes]
+        return sum(int(ran) for ran, _, _ in of_each) / 1e9, sum(int(waited) for _, waited, _ in of_each) / 1e9
+    except (OSError, ValueError):
+        return 0.0, 0.0
 
 
 def _same(one: Value, other: Value) -> bool:

@@ -1,5 +1,9 @@
 """Screening in time: a replayed policy that is slower than its plant's deadline, and one that a busy machine held up. Real workers."""
 
+import asyncio
+import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -27,7 +31,7 @@ class Policy:
     def act(self, observation):
         self.tick += 1
         if {slow}:
-            time.sleep(0.25)
+            {delay}
         return 1
 """
 
@@ -44,11 +48,21 @@ def recorded(name: str, action: int = 1) -> Episode:
     return Episode(id=name, started_at=0.0, duration=1.0, seed=1, steps=steps, **about)  # type: ignore[arg-type]
 
 
-async def screened(zygote: Zygote, slow: str, *, deadline: float | None = DEADLINE, allowed: int = 1) -> ScreenReport:
-    source = Source(digest="d", files={"controller.py": PROGRAM.format(slow=slow)}, entrypoint="controller:Policy")
+async def screened(
+    zygote: Zygote,
+    slow: str,
+    *,
+    delay: str = "time.sleep(0.25)",
+    deadline: float | None = DEADLINE,
+    allowed: int = 1,
+    cpu: int | None = None,
+) -> ScreenReport:
+    source = Source(digest="d", files={"controller.py": PROGRAM.format(slow=slow, delay=delay)}, entrypoint="controller:Policy")
     limits = Limits(step_timeout=20.0, load_timeout=20.0, allowed_imports=("time",))
     starting = PolicyWorker.start(zygote, source=source, revision=make_revision("a", "d", {}), limits=limits, on_log=print)
     async with await starting as worker:
+        if cpu is not None:
+            os.sched_setaffinity(worker.pid, {cpu})
         envelope = Envelope(Space(kind="discrete", n=2))
         episodes = (recorded("first"), recorded("second", action=0))
         return await screen(worker, envelope, episodes, SystemClock(), deadline=deadline, allowed_misses=allowed)
@@ -73,6 +87,45 @@ async def test_an_episode_that_was_slow_once_counts_as_it_went_the_second_time(z
     report = await screened(zygote, "len(RUNS) == 2 and self.tick == 5", allowed=0)  # the third run is the second one's episode again
     assert (report.late, report.ticks, report.differing) == ("", 16, 8)
     assert report.changed == {0: 1, 1: 1, 2: 1}
+
+
+@contextlib.asynccontextmanager
+async def crowded_cpu() -> AsyncIterator[int]:
+    """A processor that three want: a hog, the policy, and this process, which stands for a runner with plants to serve."""
+
+    def serve_plants() -> None:
+        nonlocal serving
+        serving = asyncio.get_running_loop().call_soon(serve_plants)
+
+    serving: asyncio.Handle | None = None
+    serve_plants()
+    everywhere = os.sched_getaffinity(0)
+    cpu = max(everywhere)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        hog = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+        yield cpu
+    finally:
+        os.sched_setaffinity(0, everywhere)
+        hog.kill()
+        await hog.wait()
+        if serving is not None:
+            serving.cancel()
+
+
+COMPUTES = """began = time.process_time()
+            while time.process_time() < began + 0.06: pass"""
+
+
+async def test_a_policy_that_computes_for_too_long_is_too_slow(zygote: Zygote) -> None:
+    report = await screened(zygote, "self.tick > 5", delay=COMPUTES, deadline=0.05)
+    assert "took longer than the deadline of 50 ms" in report.late
+
+
+async def test_so_it_is_where_the_runner_waits_for_a_processor_meanwhile(zygote: Zygote) -> None:
+    async with crowded_cpu() as cpu:
+        report = await screened(zygote, "self.tick > 5", delay=COMPUTES, deadline=0.05, cpu=cpu)
+    assert "took longer than the deadline of 50 ms" in report.late
 
 
 async def test_an_agent_without_a_deadline_takes_its_time(zygote: Zygote) -> None:
