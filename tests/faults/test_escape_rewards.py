@@ -7,11 +7,12 @@ from hashlib import blake2b
 import msgspec
 import pytest
 import pytest_asyncio
+from episodes import make_episode
 from escape import MODULES, SECRET, arena, assert_next_worker_serves, outcome, start
 
 from agentd import codec
 from agentd.errors import CodecError, PolicyError, ProtocolViolation, WorkerDied, WorkerTimeout
-from agentd.records import Episode, Outcome, Purpose, Role, Source, Step, TraceGraph
+from agentd.records import Episode, Purpose, Role, Source, Step, TraceGraph
 from agentd.sandbox import FeedbackWorker, Limits, Zygote
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -30,20 +31,7 @@ def explain(episode):
 
 
 def episode(*steps: Step, trace: bytes | None = None) -> Episode:
-    return Episode(
-        id="e1",
-        agent="a",
-        device="robot",
-        revision="r",
-        role=Role.CANDIDATE,
-        purpose=Purpose.PAIR,
-        outcome=Outcome.FINISHED,
-        started_at=0.0,
-        duration=1.0,
-        steps=steps,
-        seed=12345,
-        trace=trace,
-    )
+    return make_episode(id="e1", device="robot", role=Role.CANDIDATE, purpose=Purpose.PAIR, steps=steps, seed=12345, trace=trace)
 
 
 async def judge(zygote: Zygote, text: str = FEEDBACK) -> FeedbackWorker:

@@ -6,13 +6,14 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+from episodes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from agentd import codec
 from agentd.errors import CodecError
-from agentd.records import Episode, Outcome, Purpose, Role, Step, TraceGraph, TraceNode
+from agentd.records import Episode, Outcome, Purpose, Step, TraceGraph, TraceNode
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -154,18 +155,7 @@ def test_bytes_of_another_record_are_refused():
 
 def test_records_with_arrays_and_defaults_come_back():
     step = Step(0, np.array([0.5, -0.5], dtype=np.float32), 1, info={"n": [1]}, safe="late")
-    ran = Episode(
-        id="e",
-        agent="a",
-        device="d",
-        revision="r",
-        role=Role.STABLE,
-        purpose=Purpose.PAIR,
-        outcome=Outcome.LOST,
-        started_at=1.0,
-        duration=2.0,
-        steps=(step,),
-    )
+    ran = make_episode(purpose=Purpose.PAIR, outcome=Outcome.LOST, started_at=1.0, duration=2.0, steps=(step,))
     back = codec.decode(codec.encode(ran), Episode)
     assert np.array_equal(back.steps[0].observation, step.observation)
     assert msgspec.structs.replace(back, steps=()) == msgspec.structs.replace(ran, steps=())

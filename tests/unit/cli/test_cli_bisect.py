@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from episodes import make_episode
 from msgspec.structs import replace
 
 from agentd.records import (
@@ -14,9 +15,7 @@ from agentd.records import (
     Origin,
     Outcome,
     Provenance,
-    Purpose,
     Revision,
-    Role,
     Source,
     Step,
     make_revision,
@@ -95,10 +94,7 @@ class Past:
         last = self.line[-1]
         gain = float(last.values.get("gain", 1.0))
         steps = tuple(Step(tick, [tick / 10.0], [gain * tick / 10.0]) for tick in range(10))
-        made = Episode(
-            id="failed", agent="robot", device="d", revision=last.id, role=Role.STABLE, purpose=Purpose.NORMAL, outcome=Outcome.FINISHED,
-            started_at=START + 10_000, duration=1.0, steps=steps, final_observation=[1.0],
-        )  # fmt: skip
+        made = make_episode(id="failed", agent="robot", revision=last.id, started_at=START + 10_000, steps=steps, final_observation=[1.0])
         return replace(made, **changes)
 
     def raised(self, tick=6) -> Episode:

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from episodes import make_episode
 from typer.testing import CliRunner
 
 from agentd.cli.app import app
-from agentd.clock import SystemClock
 from agentd.hosting.judge import Judge
 from agentd.hosting.zygotes import Zygotes
 from agentd.ready import find
-from agentd.records import Episode, Outcome, Purpose, Role, Step, make_revision
+from agentd.records import Step, make_revision
 from agentd.sandbox import Limits, PolicyWorker, Zygote
 from agentd.spec import load_agent, metric_record
 
@@ -77,12 +77,8 @@ async def judged(folder, action, reference):
     """What the hosted guide says, from a locked worker."""
     spec, source = load_agent(folder)
     step = Step(tick=0, observation="q", action=action, info={"reference": reference}, terminated=True)
-    episode = Episode(
-        id="e", agent="a", device="d", revision="r", role=Role.STABLE, purpose=Purpose.NORMAL, outcome=Outcome.FINISHED,
-        started_at=SystemClock().time(), duration=0.1, steps=(step,),
-    )  # fmt: skip
     async with Zygotes() as zygotes, Judge(spec, source, metric_record(spec.metrics[0]), zygotes) as judge:
-        return await judge.judge(episode)
+        return await judge.judge(make_episode(steps=(step,)))
 
 
 def test_it_says_what_is_trainable_and_how_the_cases_are_split(folder):

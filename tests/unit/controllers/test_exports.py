@@ -7,14 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import msgspec
 import pytest
+from episodes import make_episode
 from typer.testing import CliRunner
 
 from agentd import ready
 from agentd.cli.app import app
 from agentd.opto.constants import find_constants, replace_constants
-from agentd.records import AgentState, Episode, Exchange, Kind, Mode, Outcome, Purpose, Revision, Role, Source, Step, make_revision
+from agentd.records import AgentState, Exchange, Kind, Mode, Revision, Source, Step, make_revision
 from agentd.runners.rerun import rerun
 from agentd.sandbox import Limits, PolicyWorker, Zygote
 from agentd.spec import EnvironmentKind, load_agent
@@ -80,10 +80,6 @@ def asked(prompt: str, observation: str) -> Exchange:
 
 
 async def act(zygote, source: Source, revision: Revision, spec, seen):
-    episode = Episode(
-        id="e1", agent=spec.agent.name, device="bench", revision=revision.id, role=Role.STABLE, purpose=Purpose.NORMAL,
-        outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, seed=3,
-    )  # fmt: skip
     limits = Limits.from_spec(spec.sandbox, spec.models)
     async with await PolicyWorker.start(zygote, source=source, revision=revision, limits=limits, on_log=print) as worker:
         prompts = [revision.values.get(one.path, one.default) for one in worker.parameters if one.kind is Kind.TEXT]
@@ -91,7 +87,7 @@ async def act(zygote, source: Source, revision: Revision, spec, seen):
             Step(tick, observation, None, exchanges=tuple(asked(prompt, observation) for prompt in prompts))
             for tick, observation in enumerate(seen)
         )
-        report = await rerun(worker, msgspec.structs.replace(episode, steps=steps), None)
+        report = await rerun(worker, make_episode(seed=3, steps=steps), None)
         assert (report.fault, report.unrecorded) == ("", "")
         return worker.parameters, report.actions
 

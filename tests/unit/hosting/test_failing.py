@@ -2,22 +2,12 @@
 
 import msgspec
 import pytest
+from episodes import make_episode
 
 from agentd.hosting.failing import FAILING_AFTER, Failing
-from agentd.records import Episode, Feedback, Outcome, Purpose, Role, Step
+from agentd.records import Episode, Feedback, Outcome, Role, Step
 
-EPISODE = Episode(
-    id="e1",
-    agent="cartpole",
-    device="bench",
-    revision="r",
-    role=Role.STABLE,
-    purpose=Purpose.NORMAL,
-    outcome=Outcome.FINISHED,
-    started_at=0.0,
-    duration=1.0,
-    steps=(Step(0, 0.0, 0), Step(1, 0.0, 0, safe="late")),
-)
+EPISODE = make_episode(id="e1", device="bench", steps=(Step(0, 0.0, 0), Step(1, 0.0, 0, safe="late")))
 JUDGED = Feedback(episode="e1", score=1.0, normalised=1.0)
 UNJUDGED = msgspec.structs.replace(JUDGED, failed="feedback.py: Traceback\n  line 3\nKeyError: 'x'")
 

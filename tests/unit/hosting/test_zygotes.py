@@ -6,15 +6,16 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from episodes import make_episode
 
-from agentd.clock import SystemClock
 from agentd.errors import LoadError
 from agentd.hosting.judge import Judge
 from agentd.hosting.zygotes import Zygotes
-from agentd.records import Episode, Metric, Outcome, Purpose, Role, Source, Step
+from agentd.records import Metric, Source, Step
 from agentd.spec import AgentSpec
 
 METRIC = Metric(name="score", low=0.0, high=1.0)
+EPISODE = make_episode(steps=(Step(tick=0, observation=1, action=1),))
 
 
 @pytest.fixture
@@ -35,34 +36,27 @@ def judge(zygotes: Zygotes, body: str) -> Judge:
     return Judge(AgentSpec.model_validate(tables), source, METRIC, zygotes)
 
 
-def episode() -> Episode:
-    return Episode(
-        id="e", agent="a", device="d", revision="r", role=Role.STABLE, purpose=Purpose.NORMAL, outcome=Outcome.FINISHED,
-        started_at=SystemClock().time(), duration=0.1, steps=(Step(tick=0, observation=1, action=1),),
-    )  # fmt: skip
-
-
 async def test_judges_with_the_same_imports_share_one_zygote_and_no_memory(zygotes: Zygotes) -> None:
     async with judge(zygotes, "return len(seen) / 4") as one, judge(zygotes, "return len(seen) / 8") as other:
-        assert [(await one.judge(episode())).score for _ in range(2)] == [0.25, 0.5]
-        assert (await other.judge(episode())).score == 0.125
+        assert [(await one.judge(EPISODE)).score for _ in range(2)] == [0.25, 0.5]
+        assert (await other.judge(EPISODE)).score == 0.125
         first = await zygotes.get(("math", "numpy"), 2)
         assert await zygotes.get(("numpy", "math"), 2) is first
         async with judge(zygotes, "raise ValueError('no idea')") as poor:
-            assert "no idea" in (await poor.judge(episode())).failed
-        assert (await one.judge(episode())).score == 0.75  # the failure of another one has cost this judge nothing
+            assert "no idea" in (await poor.judge(EPISODE)).failed
+        assert (await one.judge(EPISODE)).score == 0.75  # the failure of another one has cost this judge nothing
 
 
 async def test_a_zygote_that_died_is_started_again_for_whoever_asks_next(zygotes: Zygotes) -> None:
     async with judge(zygotes, "return len(seen) / 4") as one:
-        await one.judge(episode())
+        await one.judge(EPISODE)
         zygote = await zygotes.get(("math", "numpy"), 2)
         os.killpg(zygote.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
             while zygote.alive:  # noqa: ASYNC110 - its end is told by the kernel
                 await asyncio.sleep(0.01)
-        assert (await one.judge(episode())).failed
-        assert (await one.judge(episode())).score == 0.25  # a fresh worker, from a fresh zygote
+        assert (await one.judge(EPISODE)).failed
+        assert (await one.judge(EPISODE)).score == 0.25  # a fresh worker, from a fresh zygote
 
 
 async def test_other_imports_have_another_zygote_and_those_that_there_are_not_are_told(zygotes: Zygotes) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+from episodes import make_episode
 
 from agentd.errors import PolicyError, RunnerError
 from agentd.hosting.counterfactual import STEPS, Replay
 from agentd.opto.contract import Screening
-from agentd.records import Episode, Kind, Outcome, Parameter, Purpose, Role, Source, Step
+from agentd.records import Kind, Parameter, Source, Step
 from agentd.runners.local import ScreenReport
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0, bounds=(-10.0, 10.0))
@@ -40,8 +41,7 @@ class Runner:
 
 def episode(name="e1", ticks=3):
     steps = tuple(Step(tick, [0.1 * tick], 1) for tick in range(ticks))
-    about = {"agent": "robot", "device": "d", "revision": "r0", "role": Role.STABLE, "purpose": Purpose.NORMAL, "session": "s"}
-    return Episode(id=name, outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, steps=steps, **about)
+    return make_episode(id=name, agent="robot", revision="r0", session="s", steps=steps)
 
 
 @pytest.fixture

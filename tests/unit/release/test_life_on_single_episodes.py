@@ -1,6 +1,7 @@
 """Single episodes that are judged at once, later or by silence, on devices that come and go, in any order of what happens."""
 
 import msgspec
+from episodes import make_episode
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
@@ -95,8 +96,8 @@ class LifeOnSingles(Life):
         return role
 
     def episode(self, name: str, role: Role, outcome: Outcome) -> Episode:
-        of = {"agent": "a", "device": "alice", "revision": "c" if role is Role.CANDIDATE else "s", "role": role, "outcome": outcome}
-        return Episode(id=name, purpose=Purpose.UNSOLICITED, started_at=self.now - 1.0, duration=1.0, **of)
+        revision = "c" if role is Role.CANDIDATE else "s"
+        return make_episode(id=name, revision=revision, role=role, purpose=Purpose.UNSOLICITED, outcome=outcome, started_at=self.now - 1.0)
 
     def foresee(self) -> None:
         """Guardrails look at what waits, and at nothing else."""

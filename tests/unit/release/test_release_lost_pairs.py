@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from episodes import make_episode
 
 from agentd.hosting.canary import Canary, LostPair
 from agentd.records import MODELS_LOST, Episode, Feedback, Outcome, Pair, PairPlan, Purpose, Role, Step
@@ -20,19 +21,8 @@ def canary(make_spec):
 
 
 def half(role: Role, outcome: Outcome, steps: int) -> tuple[Episode, Feedback]:
-    episode = Episode(
-        id=str(role),
-        agent="a",
-        device="d",
-        revision="x",
-        role=role,
-        purpose=Purpose.PAIR,
-        outcome=outcome,
-        started_at=0.0,
-        duration=1.0,
-        pair="p",
-        steps=(Step(0, 0.0, 0),) * steps,
-    )
+    recorded = (Step(0, 0.0, 0),) * steps
+    episode = make_episode(id=str(role), role=role, purpose=Purpose.PAIR, outcome=outcome, pair="p", steps=recorded)
     failed = "the plant was lost" if outcome is Outcome.LOST else ""
     return episode, Feedback(episode=episode.id, score=0.0, normalised=0.0 if failed else 0.8, failed=failed)
 

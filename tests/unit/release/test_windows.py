@@ -2,12 +2,13 @@
 
 import msgspec
 import pytest
+from episodes import make_episode
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from agentd.errors import FeedbackRefused
-from agentd.records import Episode, Feedback, Metric, Outcome, PairPlan, Phase, Purpose, Release, ReleaseSettings, Role, WindowState
+from agentd.records import Feedback, Metric, Outcome, PairPlan, Phase, Purpose, Release, ReleaseSettings, Role, WindowState
 from agentd.release import machine, windows
 
 SECONDS = 100.0
@@ -15,18 +16,7 @@ SCORE = Metric(name="score", low=0.0, high=10.0)
 
 
 def episode(name, at=0.0, *, role=Role.STABLE, **changes):
-    made = Episode(
-        id=name,
-        agent="a",
-        device="alice",
-        revision="r",
-        role=role,
-        purpose=Purpose.UNSOLICITED,
-        outcome=Outcome.FINISHED,
-        started_at=at - 1.0,
-        duration=1.0,
-    )
-    return msgspec.structs.replace(made, **changes)
+    return make_episode(id=name, device="alice", role=role, purpose=Purpose.UNSOLICITED, started_at=at - 1.0, **changes)
 
 
 def plan(name, *, role=Role.STABLE, release="rel"):

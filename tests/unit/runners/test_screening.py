@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from episodes import make_episode
 
 from agentd.clock import SystemClock
-from agentd.records import Episode, Outcome, Purpose, Role, Source, Space, Step, make_revision
+from agentd.records import Episode, Source, Space, Step, make_revision
 from agentd.runners.envelope import Envelope
 from agentd.runners.messages import ScreenReport
 from agentd.runners.replay import screen
@@ -44,8 +45,7 @@ async def zygote() -> AsyncIterator[Zygote]:
 
 def recorded(name: str, action: int = 1) -> Episode:
     steps = tuple(Step(tick, 0, action) for tick in range(8))
-    about = {"agent": "a", "device": "d", "revision": "r", "role": Role.STABLE, "purpose": Purpose.NORMAL, "outcome": Outcome.FINISHED}
-    return Episode(id=name, started_at=0.0, duration=1.0, seed=1, steps=steps, **about)  # type: ignore[arg-type]
+    return make_episode(id=name, seed=1, steps=steps)
 
 
 async def screened(

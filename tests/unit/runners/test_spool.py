@@ -2,29 +2,18 @@
 
 import asyncio
 
-import msgspec
 import pytest
+from episodes import make_episode
 
 from agentd import codec
-from agentd.records import Episode, Event, Outcome, Purpose, Role
+from agentd.records import Event, Purpose
 from agentd.runners import spool as module
 from agentd.runners.messages import EPISODE_WINDOW, Counted, Finished, FromRunner, Happened, Log
 from agentd.runners.spool import Spool
 
 
-def episode(number, trace=b""):
-    return Episode(
-        id=f"e{number}",
-        agent="a",
-        device="d",
-        revision="r",
-        role=Role.STABLE,
-        purpose=Purpose.NORMAL,
-        outcome=Outcome.FINISHED,
-        started_at=0.0,
-        duration=1.0,
-        trace=trace,
-    )
+def episode(number, **changes):
+    return make_episode(id=f"e{number}", **changes)
 
 
 async def taken(spool):
@@ -61,13 +50,13 @@ async def test_a_new_daemon_is_told_everything_that_was_not_acknowledged():
 async def test_where_an_episode_has_to_make_room_evidence_of_pairs_stays(monkeypatch):
     monkeypatch.setattr(module, "MAX_EPISODES", 4)
     spool = Spool()
-    spool.add_episode(msgspec.structs.replace(episode(0), pair="p", purpose=Purpose.PAIR))
+    spool.add_episode(episode(0, pair="p", purpose=Purpose.PAIR))
     for number in range(1, 20):
         spool.add_episode(episode(number))
-    spool.add_episode(msgspec.structs.replace(episode(20), pair="p", purpose=Purpose.PAIR))
+    spool.add_episode(episode(20, pair="p", purpose=Purpose.PAIR))
     assert [one.episode.id for one in await taken(spool)] == ["e0", "e18", "e19", "e20"]
     for number in range(21, 25):
-        spool.add_episode(msgspec.structs.replace(episode(number), pair=f"p{number}", purpose=Purpose.PAIR))
+        spool.add_episode(episode(number, pair=f"p{number}", purpose=Purpose.PAIR))
     assert len(spool) == 4  # bounded all the same
     spool.acknowledge("e24")
     assert len(spool) == 3

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 import pytest_asyncio
+from episodes import make_episode
 
 from agentd.errors import LoadError, PolicyError, WorkerDied, WorkerTimeout
-from agentd.records import Episode, Outcome, Purpose, Role, Source, Step
+from agentd.records import Source, Step
 from agentd.sandbox import FeedbackWorker, Limits, Zygote
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -23,15 +24,8 @@ STEPS = (
     Step(0, [0.0, 1.0], 1, reward=0.5),
     Step(1, np.array([0.5, 1.5]), np.array([1.0]), reward=0.25, safe="deadline", info={"force": 2.0}),
 )
-EPISODE = Episode(
-    id="e1",
-    agent="a",
+EPISODE = make_episode(
     device="robot",
-    revision="r",
-    role=Role.STABLE,
-    purpose=Purpose.NORMAL,
-    outcome=Outcome.FINISHED,
-    started_at=0.0,
     duration=2.5,
     steps=STEPS,
     final_observation=[1.0, 2.0],

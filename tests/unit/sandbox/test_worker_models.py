@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
+from episodes import make_episode
 
 from agentd import codec
 from agentd.errors import PolicyError, ProtocolViolation, WorkerTimeout
-from agentd.records import Episode, Exchange, NodeKind, Outcome, Purpose, Role, Source, Step, TraceGraph, make_revision
+from agentd.records import Exchange, NodeKind, Source, Step, TraceGraph, make_revision
 from agentd.runners.bisection import RAISES, Question
 from agentd.runners.rerun import rerun
 from agentd.sandbox import Limits, PolicyWorker, Zygote
@@ -223,10 +224,8 @@ async def test_a_failed_episode_is_run_again_with_recorded_answers_and_stops_whe
     asked = (("system", "Be loud."), ("user", "hello"))
     exchange = Exchange(key=question_key(asked), messages=asked, answer="HELLO")
     steps = (Step(0, "hello", "HELLO", exchanges=(exchange,)), Step(1, "again", "AGAIN"))
-    about = {"agent": "a", "device": "d", "revision": "r", "role": Role.STABLE, "purpose": Purpose.NORMAL}
-    episode = Episode(id="e", outcome=Outcome.FINISHED, started_at=0.0, duration=1.0, steps=steps, **about)  # type: ignore[arg-type]
     async with await start(zygote, "  def act(self, o): return call_llm('Be loud.', o)\n") as worker:
-        found = await rerun(worker, episode, None)
+        found = await rerun(worker, make_episode(steps=steps), None)
     assert found.actions == {0: "HELLO"}
     assert found.unrecorded == "at tick 1 a model is asked what is not recorded: 'again'"
     assert found.fault == "", "what the program made of that is no finding"
