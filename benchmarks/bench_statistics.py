@@ -1,141 +1,27 @@
-"""What agentd's statistics promise, measured: prints the tables of docs/statistics.md. Seeded; takes a few minutes.
+"""What agentd's decisions on releases promise, measured: prints the tables of docs/statistics.md. Seeded; takes a few minutes.
 
-    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares pruning order watch cause]
+    python benchmarks/bench_statistics.py [--runs 1000] [--only size power candidates lifetime shares pruning order]
 
 Thousands of canaries are simulated side by side with numpy; `check` first runs some of them through the real machine and refuses to go on
-if a single one ends differently.
+if a single one ends differently. The tables of the watch are bench_watch.py's.
 """
 
-import argparse
-import dataclasses
 import math
-import time
 from collections import Counter
 
 import numpy as np
 import ville
+from canaries import PAIRS, SPREAD, Canaries, capital, check, first, gaussian
 from scipy import stats
+from simulation import NEVER, main, share, table
 
-from agentd.records import Goal, Pair, Phase, ReleaseKind, ReleaseSettings, Role, Single, WatchSettings
-from agentd.release import machine, watch
-from agentd.release.statistics import BET_LIMIT, BETS, PRIOR_EDGE, PRIOR_VARIANCE, PRIOR_WEIGHT, Null, OnlineAlpha, lower_bound
+from agentd.records import Goal, Phase, ReleaseKind, ReleaseSettings, Role, Single
+from agentd.release import machine
+from agentd.release.statistics import Null, OnlineAlpha
 
 ALPHA = 0.05
-PAIRS = ReleaseSettings().max_pairs
 OFF = 10**9
-NEVER = 10**9
-LEVEL, SPREAD = 0.5, 0.1  # of the scores: their mean, and the standard deviation of a paired difference
-
-
-# --- many canaries at once ----------------------------------------------------------------------------------------
-
-
-def capital(differences, null, *, learned=0, boundary=0.0):
-    """Log capital of many betting tests, shape (runs, pairs); the first `learned` pairs only teach. As BettingTest does."""
-    sign = 1.0 if null is Null.NOT_BETTER else -1.0
-    m = (boundary + 1.0) / 2.0
-    limit = BET_LIMIT / (m if sign > 0 else 1.0 - m)
-    runs = len(differences)
-    total, squares, log_e = np.zeros(runs), np.zeros(runs), np.zeros(runs)
-    path = np.zeros_like(differences)
-    for t in range(differences.shape[1]):
-        x = (differences[:, t] + 1.0) / 2.0
-        weight = PRIOR_WEIGHT + t
-        edge = ((PRIOR_WEIGHT * (m + sign * PRIOR_EDGE) + total) / weight - m) * sign
-        bet = np.clip(edge / ((PRIOR_WEIGHT * PRIOR_VARIANCE + squares) / weight + edge**2), 0.0, limit)
-        bet = np.where(edge > 0.0, bet, 0.0)
-        if t >= learned:
-            log_e = log_e + np.log1p(bet * (x - m) * sign)
-        path[:, t] = log_e
-        total = total + x
-        squares = squares + (x - (PRIOR_WEIGHT * (m + sign * PRIOR_EDGE) + total) / (weight + 1)) ** 2
-    return path
-
-
-def first(reached):
-    """The first pair (from 1) at which `reached` (runs, pairs) holds, or NEVER."""
-    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, NEVER)
-
-
-@dataclasses.dataclass
-class Canaries:
-    """Many canaries, decided but for the level of their promotion."""
-
-    superior: np.ndarray  # running maximum of the log capital
-    harmed: np.ndarray
-    pruned: np.ndarray
-    settings: ReleaseSettings
-
-    @classmethod
-    def of(cls, differences, settings):
-        boundary = -settings.margin if settings.goal is Goal.NO_WORSE else 0.0
-        learned = settings.selection_pairs
-        superior = np.maximum.accumulate(capital(differences, Null.NOT_BETTER, learned=learned, boundary=boundary), axis=1)
-        harmed = first(capital(differences, Null.NOT_WORSE, learned=learned, boundary=boundary) >= -math.log(settings.alpha))
-        count = np.arange(1, differences.shape[1] + 1)
-        hopeless = (np.cumsum(differences, axis=1) / count < settings.prune_below + boundary) & (count >= settings.prune_after_pairs)
-        return cls(superior, harmed, first(hopeless), settings)
-
-    def end(self, run, level):
-        """How canary `run` ends at this level, and after how many pairs."""
-        path = self.superior[run]
-        promoted = int(np.searchsorted(path, -math.log(level))) + 1
-        ends = [
-            (self.harmed[run], 0, "rejected"),
-            (promoted, 1, "promoted"),
-            (self.pruned[run], 2, "pruned"),
-            (len(path), 3, "inconclusive"),
-        ]
-        pairs, _, name = min(ends)
-        return name, int(pairs)
-
-
-def gaussian(random, shape, mean=0.0, deviation=SPREAD):
-    return np.clip(random.normal(mean, deviation, shape), -1.0, 1.0)
-
-
-def conducted(differences, settings, kind=ReleaseKind.PROPOSAL):
-    """One canary through the real machine."""
-    release = machine.begin(None, id="r", agent="a", candidate="c", reference="s", settings=settings, kind=kind, at=0.0)
-    if kind is ReleaseKind.PROPOSAL:
-        for phase in (Phase.VALIDATED, Phase.SCREENED):
-            release = machine.advance(release, phase, at=0.0, who="bench", reason="")
-    release, verdict = machine.start(release, at=0.0), None
-    for difference in differences:
-        low, high = (0.0, float(difference)) if difference >= 0 else (float(-difference), 0.0)
-        pair = Pair(id="", release="r", device="", reference=low, candidate=high)
-        release, verdict = machine.observe(release, pair, at=0.0)
-        if verdict:
-            break
-    return release, verdict
-
-
-def check():
-    random = np.random.default_rng(0)
-    for settings in (
-        ReleaseSettings(),
-        ReleaseSettings(promotion_alpha=0.004, prune_below=-1.0),
-        ReleaseSettings(goal=Goal.NO_WORSE, margin=0.03),
-    ):
-        differences = gaussian(random, (60, PAIRS), random.normal(0.0, 0.1, (60, 1)), 0.15)
-        canaries = Canaries.of(differences, settings)
-        for run, row in enumerate(differences):
-            release, verdict = conducted(row, settings)
-            real = (str(verdict.phase), release.pairs)
-            assert canaries.end(run, settings.promotion_alpha or settings.alpha) == real, (run, real)
-
-
-def table(title, header, rows):
-    print(f"\n### {title}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |")
-
-
-def share(hits):
-    return f"{100 * np.mean(hits):.1f}%"
-
+LEVEL = 0.5  # the mean of the scores
 
 # --- size ---------------------------------------------------------------------------------------------------------
 
@@ -440,143 +326,6 @@ def bench_pruning(runs):
     table(f"Pruning rules: who is promoted, and what the others cost (paired SD 10%), {runs} runs", header, rows)
 
 
-# --- the watch ----------------------------------------------------------------------------------------------------
-
-
-def burnt_in(scores, settings):
-    """The bound of each watch after each episode of its burn-in, from the real `lower_bound`: a list of (episode, bounds)."""
-    delta, bounds = 1.0 - settings.confidence, []
-    for n in range(settings.burn_in, settings.burn_in * watch.BURN_INS + 1, settings.burn_in):
-        found = np.array([lower_bound(row[:n].tolist(), delta) for row in scores])
-        bounds.append((n, np.maximum(found, bounds[-1][1]) if bounds else found))
-    return bounds
-
-
-def alarms(scores, settings):
-    """At which episode (from 1) each row of scores raises its alarm, and the bounds at the end."""
-    bounds = dict(burnt_in(scores, settings))
-    bets, runs = np.array(BETS), len(scores)
-    bound, log_m = None, np.full((runs, len(BETS)), -np.inf)
-    alarm = np.full(runs, NEVER)
-    for t in range(scores.shape[1]):
-        if bound is not None:
-            gain = (bound - scores[:, t]) / np.maximum(1.0 - bound, 1e-6)
-            log_m = np.logaddexp(0.0, log_m) + np.log1p(bets * gain[:, None])
-            mixture = np.logaddexp.reduce(log_m, axis=1) - math.log(len(BETS))
-            alarm = np.where((alarm == NEVER) & (mixture >= math.log(settings.alarm_every)), t + 1, alarm)
-        bound = bounds.get(t + 1, bound)
-    return alarm, bound
-
-
-def score_worlds(random, runs, episodes, fall):
-    """Scores of revisions that fall by `fall` standard deviations after `episodes - 3000` episodes, by world."""
-    shape = (runs, episodes)
-    after = np.arange(episodes) >= episodes - 3000 if fall else np.zeros(episodes, dtype=bool)
-    yield "gaussian 0.8, SD 5% of the range", np.clip(random.normal(0.8 - 0.05 * fall * after, 0.05, shape), 0, 1)
-    yield "gaussian 0.8, SD 10%", np.clip(random.normal(0.8 - 0.1 * fall * after, 0.1, shape), 0, 1)
-    yield "gaussian 0.6, SD 20%", np.clip(random.normal(0.6 - 0.2 * fall * after, 0.2, shape), 0, 1)
-    yield "binary 0.9", (random.random(shape) < 0.9 - 0.3 * fall * after).astype(float)
-    rare = random.random(shape) < np.where(after, 0.03 + 0.14 * fall, 0.03)
-    yield "0.9 with rare zeros (3%)", np.where(rare, 0.0, np.clip(random.normal(0.9, 0.02, shape), 0, 1))
-
-
-def bench_watch(runs):
-    settings, rows = WatchSettings(), []
-    random = np.random.default_rng(7)
-    healthy = {name: alarms(scores, settings) for name, scores in score_worlds(random, runs, 10_000, 0)}
-    for burn_in in (30, 240):
-        random = np.random.default_rng(8)
-        for name, scores in score_worlds(random, runs, burn_in + 3000, 1):
-            alarm, bound = alarms(scores, settings)
-            delay = np.where(alarm < NEVER, alarm - burn_in, NEVER)
-            median = np.median(delay)
-            rows.append(
-                [
-                    name,
-                    burn_in,
-                    f"{bound.mean():.3f}",
-                    share(healthy[name][0] < NEVER),
-                    f"{median:.0f}" if median < NEVER else "more than 3000",
-                    share(delay <= 100),
-                ]
-            )
-    header = ["scores", "fall after", "bound at the end", "alarms in 10,000 healthy episodes", "median delay at -1 SD", "within 100"]
-    table(f"Watch: alarm_every 1e6, burn-in 30 (sharpened to 240), {runs} runs", header, rows)
-
-
-# --- drift or regression ------------------------------------------------------------------------------------------
-
-
-def bench_cause(runs):
-    rows = []
-    cases = [
-        ("sudden, 0.9 to 0.15, SD 5%", 0.9, 0.15, 0.05, "sudden"),
-        ("sudden, 0.9 to 0.7, SD 10%", 0.9, 0.7, 0.1, "sudden"),
-        ("sudden, 0.8 to 0.7 (-1 SD), SD 10%", 0.8, 0.7, 0.1, "sudden"),
-        ("sudden, 0.6 to 0.3, SD 30%", 0.6, 0.3, 0.3, "sudden"),
-        ("slow: 0.9 to 0.4 over 400 episodes, SD 10%", 0.9, 0.4, 0.1, "slow"),
-        ("and back again before the probe: 0.9, 0.3, 0.9, SD 10%", 0.9, 0.3, 0.1, "back"),
-    ]
-    for name, was, fell_to, deviation, kind in cases:
-        random = np.random.default_rng(9)
-        found = {True: [], False: []}
-        for _ in range(runs):
-            for regression in (True, False):
-                if kind == "back" and regression:
-                    continue
-                found[regression].append(cause(random, was, fell_to, deviation, kind, regression=regression))
-        right = [cause_found is watch.Cause.REGRESSION for cause_found, _ in found[True]]
-        drift = [cause_found is watch.Cause.DRIFT for cause_found, _ in found[False]]
-        rows.append(
-            [
-                name,
-                share(right) if right else "",
-                share(drift),
-                f"{np.median([pairs for _, pairs in found[True]]):.0f}" if right else "",
-                f"{np.median([pairs for _, pairs in found[False]]):.0f}",
-            ]
-        )
-    header = ["fall", "regressions called regression", "drifts called drift", "median pairs, regression", "median pairs, drift"]
-    table(f"Drift or regression: watch, alarm and probe through the real code, {runs} runs", header, rows)
-
-
-def cause(random, was, fell_to, deviation, kind, *, regression):
-    """The cause found for a fall of the stable revision, and the pairs that the probe took. In a drift the old one falls as well."""
-
-    def draw(mean):
-        return float(np.clip(random.normal(mean, deviation), 0.0, 1.0))
-
-    settings, state, since = WatchSettings(), watch.begin("new"), 0
-    for _ in range(120):
-        state, _ = watch.observe(state, draw(was), settings=settings)
-    if state.alarmed:
-        return watch.Cause.DRIFT, 0
-
-    def level(episode):
-        return max(fell_to, was - (was - fell_to) * episode / 400) if kind == "slow" else fell_to
-
-    while not state.alarmed:
-        state, _ = watch.observe(state, draw(level(since)), settings=settings)
-        since += 1
-    release = machine.begin(
-        None,
-        id="r",
-        agent="a",
-        candidate="old",
-        reference="new",
-        settings=watch.probe_settings(ReleaseSettings(), state),
-        kind=ReleaseKind.PROBE,
-        at=0.0,
-    )
-    release, verdict = machine.start(release, at=0.0), None
-    while verdict is None:
-        now = was if kind == "back" else level(since)
-        pair = Pair(id="", release="r", device="", reference=draw(now), candidate=draw(was if regression else now))
-        release, verdict = machine.observe(release, pair, at=0.0)
-        since += 2
-    return watch.classify(machine.conclude(release, verdict, at=0.0)), release.pairs
-
-
 BENCHES = {
     "size": bench_size,
     "power": bench_power,
@@ -585,22 +334,7 @@ BENCHES = {
     "shares": bench_shares,
     "pruning": bench_pruning,
     "order": bench_order,
-    "watch": bench_watch,
-    "cause": bench_cause,
 }
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--only", nargs="*", choices=BENCHES, default=list(BENCHES))
-    arguments = parser.parse_args()
-    check()
-    for name in arguments.only:
-        began = time.monotonic()
-        BENCHES[name](arguments.runs)
-        print(f"\n<!-- {name}: {time.monotonic() - began:.0f} s -->", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__.splitlines()[0], BENCHES, before=check)
