@@ -38,12 +38,15 @@ class MqttEnvironment(MqttLink, Carrier):
         super().__init__(**options)
         self._devices_topic = f"{self.settings.prefix}/v1/devices"
         self._devices: dict[str, MqttDevice] = {}
+        self._told: set[str] = set()
+        """Of which devices it was told that they joined."""
         self._silent: dict[str, _Status] = {}
 
     async def _begin(self, client: aiomqtt.Client) -> None:
         for device in list(self._devices.values()):
             await self._subscribe(client, device.id)
             device.heard()
+            self._introduce(device)  # the connection before may have ended while it was welcomed
         await subscribe(client, [(f"{self._devices_topic}/+/up/status", 1)])
 
     def _close(self) -> None:
@@ -147,7 +150,12 @@ class MqttEnvironment(MqttLink, Carrier):
         if self._client is not None:
             with contextlib.suppress(aiomqtt.MqttError):  # the link's task connects again, and subscribes for all devices
                 await self._subscribe(self._client, device.id)
-        if self._devices.get(device.id) is device:
+        self._introduce(device)
+
+    def _introduce(self, device: MqttDevice) -> None:
+        """Tell of a device that is still there, once."""
+        if self._devices.get(device.id) is device and device.id not in self._told:
+            self._told.add(device.id)
             self._note(Joined(device))
 
     def _rejoin(self, name: str, payload: bytes) -> None:
@@ -161,4 +169,6 @@ class MqttEnvironment(MqttLink, Carrier):
     def _leave(self, device: MqttDevice, reason: str) -> None:
         del self._devices[device.id]
         device.leave(reason)
-        self._note(Left(device.id, reason))
+        if device.id in self._told:  # not where it went before it could be heard
+            self._told.remove(device.id)
+            self._note(Left(device.id, reason))

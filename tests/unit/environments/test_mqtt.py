@@ -66,9 +66,10 @@ def make_agent(mosquitto, make_spec):
         "safe_action": {"value": 0},
     }
 
-    def make():
+    def make(broker=None):
         spec = make_spec(environment=tables)
-        return make_environment(spec, session="agent-1", broker=mosquitto.url, clock=SystemClock(), generator=random.Random(1))
+        broker = broker or mosquitto.url
+        return make_environment(spec, session="agent-1", broker=broker, clock=SystemClock(), generator=random.Random(1))
 
     return make
 
@@ -377,3 +378,50 @@ def test_an_address_that_is_none_is_said(make_spec, address):
         make_environment(
             make_spec(environment=tables), session="a", broker=address or None, clock=SystemClock(), generator=random.Random(1)
         )
+
+
+@pytest.mark.parametrize("then", [{"status": "lost"}, {"session": "s2"}])
+async def test_of_a_device_that_goes_before_it_could_be_heard_nobody_is_told_that_it_left(environment, arm, then):
+    await change(environment, Linked)
+    await asyncio.gather(arm.status(), arm.status(**then))
+    await arm.status(session="s3")
+    here = set()
+    async with asyncio.timeout(10):
+        async for found in environment.changes():
+            if isinstance(found, Left):
+                here.remove(found.device)
+            elif found.device.session == "s3":
+                break
+            else:
+                here.add(found.device.id)
+
+
+@contextlib.asynccontextmanager
+async def cut_once(port, word):
+    """A way to the broker that ends the connection of who says `word`, the first time."""
+    said = asyncio.Event()
+
+    async def pump(reader, writer, heard):
+        while content := await reader.read(4096):
+            if word in content and heard and not said.is_set():
+                said.set()
+                raise ConnectionError
+            writer.write(content)
+
+    async def serve(reader, writer):
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(pump(reader, onward, heard=True), pump(there, writer, heard=False))
+        writer.transport.abort()
+        onward.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_device_that_was_being_welcomed_when_the_connection_ended_joins_on_the_next_one(make_agent, arm, mosquitto):
+    async with cut_once(mosquitto.port, b"arm/up/observation") as broker, make_agent(broker) as environment:
+        await change(environment, Linked)
+        await arm.status()
+        assert not (await change(environment, Linked)).connected
+        assert (await change(environment, Joined)).device.id == "arm"
