@@ -81,6 +81,8 @@ class MqttEnvironment(MqttLink, Carrier):
             sequence += 1
             now = self.clock.monotonic()
             for device in list(self._devices.values()):
+                if self._devices.get(device.id) is not device:
+                    continue  # it went, or began a new life, while others were sent their heartbeats
                 if now - device.heard_at > self.settings.observation_timeout:
                     if len(self._silent) >= MAX_DEVICES:
                         self._silent.pop(next(iter(self._silent)))

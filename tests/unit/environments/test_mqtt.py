@@ -425,3 +425,33 @@ async def test_a_device_that_was_being_welcomed_when_the_connection_ended_joins_
         await arm.status()
         assert not (await change(environment, Linked)).connected
         assert (await change(environment, Joined)).device.id == "arm"
+
+
+async def test_a_device_that_comes_back_while_others_get_their_heartbeats_is_not_taken_for_silent(environment, arm):
+    leg = "agentd/v1/devices/leg/up"
+
+    async def beat():
+        while True:
+            await arm.client.publish(f"{leg}/heartbeat", json.dumps({"session": "l1"}))
+            await asyncio.sleep(0.3)
+
+    publish, back = environment.publish, asyncio.get_running_loop().create_future()
+
+    async def slowly(device, topic, payload, qos=0):
+        if device == "leg" and environment.clock.monotonic() - first.heard_at > 1.0 and not back.done():
+            await arm.status(session="s2")
+            back.set_result((await change(environment, Joined)).device)
+        return await publish(device, topic, payload, qos)
+
+    await arm.client.publish(f"{leg}/status", json.dumps({"status": "ready", "session": "l1", "agent": "cartpole"}), qos=1)
+    await change(environment, Joined)
+    await arm.status()
+    first = (await change(environment, Joined)).device
+    environment.publish = slowly
+    beating = asyncio.create_task(beat())
+    async with asyncio.timeout(10):
+        second = await back
+        arm.session = "s2"
+        await arm.see("e1", 0)
+        assert (await second.begun()).episode == "e1"
+    beating.cancel()
