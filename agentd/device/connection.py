@@ -290,12 +290,16 @@ async def connected(client: Client) -> AsyncIterator[Client]:
         client.end()
 
 
+class Refused(aiomqtt.MqttError):
+    """The broker lives, but does not let this client hear what it asked for."""
+
+
 async def subscribe(client: aiomqtt.Client, topics: list[tuple[str, int]]) -> None:
-    """Subscribe, each topic with its own quality. Raises aiomqtt.MqttError also where the broker refuses one of them."""
+    """Subscribe, each topic with its own quality. Raises aiomqtt.MqttError; Refused where the broker refuses one of them."""
     codes: Sequence[int | ReasonCode] = await client.subscribe(topics)
     refused = [topic for (topic, _), code in zip(topics, codes, strict=False) if _value(code) >= _REFUSED]
     if refused:
-        raise aiomqtt.MqttError(f"the broker's access list refuses to let this client hear {', '.join(refused)}")
+        raise Refused(f"the broker's access list refuses to let this client hear {', '.join(refused)}")
 
 
 def _value(code: int | ReasonCode) -> int:

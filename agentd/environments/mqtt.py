@@ -7,17 +7,20 @@ observation that can't be used but asks for an action gets the safe one.
 
 import asyncio
 import contextlib
+import logging
 from typing import Literal, Unpack
 
 import aiomqtt
 import msgspec
 
-from agentd.device.connection import subscribe
+from agentd.device.connection import Refused, subscribe
 from agentd.environments.contract import Joined, Left
 from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice
 from agentd.environments.mqtt_link import MAX_DEVICES, LinkOptions, MqttLink
 
 _HEARTBEAT = 1.0
+
+_logger = logging.getLogger("agentd.environments.mqtt")
 
 
 class _Status(msgspec.Struct):
@@ -44,7 +47,7 @@ class MqttEnvironment(MqttLink, Carrier):
 
     async def _begin(self, client: aiomqtt.Client) -> None:
         for device in list(self._devices.values()):
-            await self._subscribe(client, device.id)
+            await self._subscribe(client, device)
             device.heard()
             self._introduce(device)  # the connection before may have ended while it was welcomed
         await subscribe(client, [(f"{self._devices_topic}/+/up/status", 1)])
@@ -53,10 +56,17 @@ class MqttEnvironment(MqttLink, Carrier):
         for device in self._devices.values():
             device.leave("disconnected")
 
-    async def _subscribe(self, client: aiomqtt.Client, device: str) -> None:
-        topic = f"{self._devices_topic}/{device}/up"
-        # each with its own quality: a subscription with QoS 1 would make some brokers acknowledge every observation
-        await subscribe(client, [(f"{topic}/observation", 0), (f"{topic}/heartbeat", 0), (f"{topic}/response", 1)])
+    async def _subscribe(self, client: aiomqtt.Client, device: MqttDevice) -> None:
+        """Raises MqttError when the connection has ended. A device that the broker forbids to hear is none: the others go on."""
+        topic = f"{self._devices_topic}/{device.id}/up"
+        try:
+            # each with its own quality: a subscription with QoS 1 would make some brokers acknowledge every observation
+            await subscribe(client, [(f"{topic}/observation", 0), (f"{topic}/heartbeat", 0), (f"{topic}/response", 1)])
+        except Refused as error:
+            self.counters.dropped["refused"] += 1
+            _logger.warning("device %s can't be driven: %s", device.id, error)
+            if self._devices.get(device.id) is device:
+                self._leave(device, "disconnected")
 
     async def publish(self, device: str, topic: str, payload: bytes, qos: int = 0) -> bool:
         """Publish under a device's topics; False when the broker is out of reach. The carrier's part for MqttDevice."""
@@ -151,7 +161,7 @@ class MqttEnvironment(MqttLink, Carrier):
     async def _welcome(self, device: MqttDevice) -> None:
         if self._client is not None:
             with contextlib.suppress(aiomqtt.MqttError):  # the link's task connects again, and subscribes for all devices
-                await self._subscribe(self._client, device.id)
+                await self._subscribe(self._client, device)
         self._introduce(device)
 
     def _introduce(self, device: MqttDevice) -> None:

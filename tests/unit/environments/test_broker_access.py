@@ -14,6 +14,7 @@ import ssl
 import subprocess
 from types import SimpleNamespace
 
+import aiomqtt
 import pytest
 from brokers import Authority, Mosquitto, free_port
 
@@ -25,6 +26,8 @@ from agentd.errors import PlantError
 
 PASSWORD = "pa/ss:wo@rd"
 QUOTED = "pa%2Fss%3Awo%40rd"
+
+DEVICES = "agentd/v1/devices"
 
 CONFIGURATION = """
 user root
@@ -110,12 +113,18 @@ def broker(tmp_path, certificates):
         flags = ["-b", *(["-c"] if position == 0 else [])]
         subprocess.run(["/usr/bin/mosquitto_passwd", *flags, str(tmp_path / "users"), user, PASSWORD], check=True, capture_output=True)
     (tmp_path / "access").write_text(ACCESS)
-    listens = {"acltype": "subscribePattern", "topic": "#", "priority": 0, "allow": False}
-    sends = {"acltype": "publishClientSend", "topic": "agentd/v1/agents/#", "priority": 0, "allow": True}
-    (tmp_path / "dynamic.json").write_text(json.dumps({"clients": [], "roles": [{"rolename": "mute", "acls": [listens, sends]}]}))
     subprocess.run(
         ["/usr/bin/mosquitto_ctrl", "dynsec", "init", str(tmp_path / "dynamic.json"), "admin", PASSWORD], check=True, capture_output=True
     )
+    security = json.loads((tmp_path / "dynamic.json").read_text())
+    (admin,) = security["clients"]
+    sends = [("publishClientSend", "#"), ("publishClientReceive", "#")]
+    for name, hears in {"mute": (), "choosy": (f"{DEVICES}/+/up/status", f"{DEVICES}/arm/#")}.items():
+        acls = [*sends, *(("subscribePattern", topic) for topic in hears)]
+        acls = [{"acltype": kind, "topic": topic, "priority": 0, "allow": True} for kind, topic in acls]
+        security["clients"].append(admin | {"username": name, "roles": [{"rolename": name}]})
+        security["roles"].append({"rolename": name, "acls": acls})
+    (tmp_path / "dynamic.json").write_text(json.dumps(security))
     ports = {name: free_port() for name in ("expired", "mutual", "plain", "dynamic")}
     (server, server_key), (old, old_key) = certificates.server, certificates.old
     words = {"folder": tmp_path, "ca": certificates.ca, "server": server, "server_key": server_key, "old": old, "old_key": old_key}
@@ -284,10 +293,28 @@ async def test_a_connection_that_is_dropped_at_once_is_no_reason_for_a_busy_loop
 
 
 async def test_a_broker_that_lets_nobody_else_hear_is_told(broker, make_agent):
-    address = f"mqtt://admin:{QUOTED}@127.0.0.1:{broker.ports['dynamic']}"
-    async with make_agent(address) as environment:  # the administrator of the plug-in may only administrate
+    address = f"mqtt://mute:{QUOTED}@127.0.0.1:{broker.ports['dynamic']}"
+    async with make_agent(address) as environment:
         told = await change(environment, Linked)
-    assert "refuses" in told.reason
+    assert "refuses to let this client hear agentd/v1/devices/+/up/status" in told.reason
+
+
+async def test_a_device_that_may_not_be_heard_is_told_and_the_others_are_driven_all_the_same(broker, make_agent, caplog, until):
+    address = f"mqtt://choosy:{QUOTED}@127.0.0.1:{broker.ports['dynamic']}"
+    async with aiomqtt.Client("127.0.0.1", broker.ports["dynamic"], username="choosy", password=PASSWORD) as client:
+
+        async def say(device):
+            status = {"status": "ready", "session": "s1", "agent": "cartpole"}
+            await client.publish(f"{DEVICES}/{device}/up/status", json.dumps(status), qos=1)
+
+        with caplog.at_level(logging.WARNING):
+            async with make_agent(address) as environment:
+                assert (await change(environment, Linked)).connected
+                await say("leg")
+                await until(lambda: environment.counters.dropped["refused"])
+                await say("arm")
+                assert (await change(environment, Joined)).device.id == "arm"
+    assert "device leg can't be driven: the broker's access list refuses to let this client hear" in caplog.text
 
 
 async def test_a_message_that_the_access_list_refuses_is_counted_and_logged_where_the_protocol_tells(
