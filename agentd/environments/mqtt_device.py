@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from agentd import codec
 from agentd.clock import Clock
 from agentd.environments.contract import Begun, Counters, Transition
 from agentd.environments.spaces import fit
@@ -91,10 +92,10 @@ class MqttDevice:
         self.seedable = seedable
         self.heard_at = carrier.clock.monotonic()
         self._carrier = carrier
-        codec = msgspec.json if encoding == "json" else msgspec.msgpack
-        self._encode = codec.Encoder(enc_hook=_plain).encode
-        self._decode_observation = codec.Decoder(Observation).decode
-        self._decode_heartbeat = codec.Decoder(Heartbeat).decode
+        format_ = msgspec.json if encoding == "json" else msgspec.msgpack
+        self._encode = format_.Encoder(enc_hook=_plain).encode
+        self._decode_observation = format_.Decoder(Observation).decode
+        self._decode_heartbeat = format_.Decoder(Heartbeat).decode
         self._episode: str | None = None
         self._newest = -1
         self._answered = -1
@@ -116,8 +117,15 @@ class MqttDevice:
     # --- for the environment ------------------------------------------------------------------------------------------
 
     def hear_observation(self, payload: bytes) -> None:
-        """Sort an observation in, or drop it. Raises msgspec.MsgspecError for what is none in the encoding that the status asked for."""
-        self._hear(self._decode_observation(payload))
+        """Sort an observation in, or drop it.
+
+        Raises msgspec.MsgspecError for what is none in the encoding that the status asked for, CodecError for an info that can't be passed
+        on: an episode that holds it would be lost, or cut the daemon's connection again and again.
+        """
+        message = self._decode_observation(payload)
+        if message.info:
+            codec.decode(codec.encode(message.info), object)
+        self._hear(message)
 
     def hear_heartbeat(self, payload: bytes) -> None:
         """Note a sign of life. Raises msgspec.MsgspecError."""

@@ -6,6 +6,7 @@ import json
 import random
 
 import aiomqtt
+import msgspec
 import pytest
 
 from agentd.clock import SystemClock
@@ -323,9 +324,23 @@ async def test_a_payload_beyond_the_limit_is_counted_and_not_read(environment, a
     assert environment.counters.dropped == {"too_large": 1}
 
 
-async def test_a_device_that_asks_for_messagepack_is_spoken_to_in_it(environment, mosquitto):
-    import msgspec
+@pytest.mark.parametrize(
+    ("encoding", "info"),
+    [("json", 2**64), ("msgpack", msgspec.msgpack.Ext(5, b"whose?")), ("msgpack", msgspec.msgpack.Ext(1, b"no array"))],
+)
+async def test_an_info_that_could_not_be_passed_on_makes_its_message_malformed(environment, arm, until, encoding, info):
+    write = {"json": json.dumps, "msgpack": msgspec.msgpack.encode}[encoding]
+    await arm.status(encoding=encoding)
+    device = (await change(environment, Joined)).device
+    first = {"session": "s1", "episode": "e1", "step": 0, "observation": [0.0] * 4}
+    await arm.client.publish(f"{TOPIC}/up/observation", write(first | {"info": {"id": info}}))
+    await until(lambda: environment.counters.dropped == {"malformed": 1})
+    await arm.client.publish(f"{TOPIC}/up/observation", write(first | {"info": {"id": 2**64 - 1}}))
+    async with asyncio.timeout(10):
+        assert (await device.begun()).first.info == {"id": 2**64 - 1}
 
+
+async def test_a_device_that_asks_for_messagepack_is_spoken_to_in_it(environment, mosquitto):
     async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
         await client.subscribe(f"{TOPIC}/down/#", qos=1)
         arm = Arm(client)
