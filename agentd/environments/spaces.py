@@ -61,7 +61,7 @@ def fit(space: Space, value: Value) -> Value:
 def plain_info(info: Mapping[str, Any]) -> dict[str, Value]:
     """What of an environment's info can cross a border: numbers, words and arrays of numbers, also in lists and tables."""
     plain = {str(key): _plain(value) for key, value in info.items()}
-    return {key: value for key, value in plain.items() if value is not _LEFT_OUT}
+    return {key: value for key, value in plain.items() if value is not _LEFT_OUT and _plain(key) is not _LEFT_OUT}
 
 
 _LEFT_OUT = object()
@@ -69,14 +69,26 @@ _LEFT_OUT = object()
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, bool | int | float | str | type(None)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        value = value.item()
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else _LEFT_OUT
+    if isinstance(value, str):
+        return value if _is_unicode(value) else _LEFT_OUT
+    if isinstance(value, float | type(None)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
         return value
     if isinstance(value, Mapping):
         return plain_info(value)
     if isinstance(value, list | tuple):
         return [item for item in map(_plain, value) if item is not _LEFT_OUT]
     return _LEFT_OUT
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _fit_discrete(space: Space, value: Value) -> int:

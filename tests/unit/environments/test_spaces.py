@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.environments.spaces import fit, from_gymnasium, safe_default
+from agentd import codec
+from agentd.environments.spaces import fit, from_gymnasium, plain_info, safe_default
 from agentd.errors import PlantError
 from agentd.records import Space
 
@@ -90,3 +91,11 @@ def test_the_default_safe_action_is_nearest_to_nothing():
     assert safe_default(Space(kind="box", shape=(1,), low=3.0, high=4.0)) == [3.0]
     with pytest.raises(PlantError):
         safe_default(Space())
+
+
+def test_of_an_info_whatever_can_not_cross_a_border_is_left_out():
+    carried = {"a": 2**64 - 1, "b": -(2**63), "c": {"d": [True, None, 1.5]}, "e": np.float32(0.5)}
+    others = {"f": 2**64, "g": [-(2**63) - 1], "h": "half a pair: \ud800", "\ud800": 1, "i": np.complex128(1j), "j": object()}
+    plain = plain_info({**carried, **others})
+    assert plain == {**carried, "g": []}
+    assert codec.decode(codec.encode(plain), object) == plain
