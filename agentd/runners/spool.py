@@ -23,7 +23,8 @@ class Spool:
         self._halves: set[str] = set()
         """Those of pairs."""
         self._bytes = 0
-        self._unsent: collections.deque[str] = collections.deque()
+        self._unsent: dict[str, None] = {}
+        """Ids in order."""
         self._in_flight: set[str] = set()
         self._messages: collections.deque[Message] = collections.deque()
         self._lines: collections.deque[str] = collections.deque()
@@ -54,7 +55,7 @@ class Spool:
         if episode.pair:
             self._halves.add(episode.id)
         self._bytes += len(content)
-        self._unsent.append(episode.id)
+        self._unsent[episode.id] = None
         self._news.set()
 
     def acknowledge(self, episode: str) -> None:
@@ -66,6 +67,7 @@ class Spool:
 
     def _forget(self, episode: str) -> None:
         self._bytes -= len(self._episodes.pop(episode))
+        self._unsent.pop(episode, None)
         self._in_flight.discard(episode)
         self._halves.discard(episode)
 
@@ -107,7 +109,7 @@ class Spool:
     def rewind(self) -> None:
         """A new daemon listens: every episode that wasn't acknowledged is told again."""
         self._in_flight.clear()
-        self._unsent = collections.deque(self._episodes)
+        self._unsent = dict.fromkeys(self._episodes)
         self._news.set()
 
     async def next(self) -> bytes:
@@ -116,12 +118,11 @@ class Spool:
             if self._messages:
                 self._taken.set()
                 return frame(self._messages.popleft())
-            while self._unsent and len(self._in_flight) < EPISODE_WINDOW:
-                episode = self._unsent.popleft()
-                content = self._episodes.get(episode)
-                if content is not None:
-                    self._in_flight.add(episode)
-                    return content
+            if self._unsent and len(self._in_flight) < EPISODE_WINDOW:
+                episode = next(iter(self._unsent))
+                del self._unsent[episode]
+                self._in_flight.add(episode)
+                return self._episodes[episode]
             self._news.clear()
             await self._news.wait()
 

@@ -73,6 +73,14 @@ async def test_the_oldest_episodes_make_room_and_are_counted(monkeypatch):
     assert [one.deltas for one in told if isinstance(one, Counted)] == [{"spool.dropped_episodes": 2.0}]
 
 
+async def test_nothing_grows_in_a_long_absence(monkeypatch):
+    monkeypatch.setattr(module, "MAX_EPISODES", 3)
+    spool = Spool()
+    for number in range(50):
+        spool.add_episode(episode(number))
+    assert max(len(kept) for kept in vars(spool).values() if hasattr(kept, "__len__")) == 3
+
+
 async def test_memory_is_bounded_by_bytes_too(monkeypatch):
     monkeypatch.setattr(module, "MAX_EPISODE_BYTES", 3000)
     spool = Spool()
