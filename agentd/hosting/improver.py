@@ -167,7 +167,7 @@ class Improver:
                 failures += 1
                 self.status = f"waiting: {error}"
                 await self._keeper.say("optimizer.failed", str(error), algorithm=self._keeper.spec.optimizer.algorithm)
-                await self._rest(min(REST, 0.5 * 2.0**failures))
+                await self._rest(pause_after(failures))
             else:
                 self.status = "waiting for the verdict"
 
@@ -307,6 +307,11 @@ class Improver:
                 )
             )
         return tuple(problems), tuple(episodes)
+
+
+def pause_after(failures: int) -> float:
+    """Seconds before the optimizer is asked again that failed so often in a row: a model may be out of reach for weeks."""
+    return min(REST, 0.5 * 2.0 ** min(failures, 16))
 
 
 def informative(evidence: Sequence[EpisodeSummary], count: int) -> list[EpisodeSummary]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.hosting.improver import informative
+from agentd.hosting.improver import REST, informative, pause_after
 from agentd.records import EpisodeSummary, Outcome, Purpose, Role
 
 
@@ -30,3 +30,7 @@ def test_the_worst_the_best_for_contrast_and_what_is_between(count, shown):
     evidence = [scored(number / 10) for number in (3, 9, 0, 1, 8, 2, 7, 4, 6, 5)]
     assert [summary.normalised for summary in informative(evidence, count)] == shown
     assert informative([], count) == []
+
+
+def test_it_rests_longer_after_each_failure_and_never_longer_than_so_long():
+    assert [pause_after(failures) for failures in (1, 2, 3, 20, 5_000)] == [1.0, 2.0, 4.0, REST, REST]
