@@ -59,14 +59,17 @@ def _checked(
             names = ", ".join(sorted(known)) or "none"
             problems[str(path)[:100]] = f"there is no such parameter; the parameters are: {names}"
             continue
+        now = current.get(path, parameter.default)
         try:
             fitted = _fitted(_lenient(value, parameter) if lenient else value, parameter, allowed_imports)
+            unchanged = same(fitted, now) or (parameter.kind is Kind.CODE and _same_code(fitted, now))
         except Misfit as misfit:
             problems[path] = str(misfit)
-            continue
-        now = current.get(path, parameter.default)
-        if not (same(fitted, now) or (parameter.kind is Kind.CODE and _same_code(fitted, now))):
-            changed[path] = fitted
+        except RecursionError:
+            problems[path] = "the value is nested too deeply"
+        else:
+            if not unchanged:
+                changed[path] = fitted
     if problems:
         raise DecodingError(problems)
     return changed

@@ -1,5 +1,7 @@
 """Values from outside fit their parameters exactly, or are refused with every reason at once."""
 
+import functools
+
 import pytest
 
 from agentd.errors import DecodingError
@@ -88,6 +90,16 @@ def test_what_fits_is_taken_and_what_changes_nothing_is_dropped(values, expected
 def test_what_does_not_fit_is_refused_with_the_reason(values, words):
     with pytest.raises(DecodingError, match=words):
         validate_values(values, ALL, CURRENT, ("math",))
+
+
+def test_what_is_nested_too_deeply_is_refused_as_any_other_value():
+    free = Parameter(path="free", kind=Kind.STRUCTURED, default=[])
+    deep = functools.reduce(lambda inner, _: [inner], range(900), [])
+    minus = ACT.default.replace("k=1", f"k={'- ' * 900}1")
+    with pytest.raises(DecodingError) as caught:
+        validate_values({"free": deep, "act": minus}, [free, ACT], {}, ("math",))
+    assert set(caught.value.problems) == {"free", "act"}
+    assert "nested too deeply" in caught.value.problems["free"]
 
 
 def test_every_problem_is_told_at_once():
