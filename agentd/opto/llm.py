@@ -267,7 +267,8 @@ class LitellmClient:
         status = getattr(error, "status_code", None)
         status = status if isinstance(status, int) else None
         name = type(error).__name__
-        reason = self._masked(re.sub(r"\s+", " ", str(error)).replace(f"litellm.{name}: ", "").removeprefix(f"{name}: ").strip())[:500]
+        text = re.sub(r"\s+", " ", _unicode(str(error)))
+        reason = self._masked(text.replace(f"litellm.{name}: ", "").removeprefix(f"{name}: ").strip())[:500]
         lost = name in ("APIConnectionError", "Timeout")
         hint = ""
         if status in (401, 403) or "api_key" in reason.lower():
@@ -355,14 +356,20 @@ def _read(litellm: Any, model: str, response: Any) -> LlmReply:
     tokens_in, tokens_out = (int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
     choices = getattr(response, "choices", None) or []
     text = (choices[0].message.content if choices else None) or ""
+    text = _unicode(text if isinstance(text, str) else msgspec.json.encode(text).decode())
     return LlmReply(
-        text=text if isinstance(text, str) else msgspec.json.encode(text).decode(),
+        text=text,
         model=model,
         tokens_in=tokens_in,
         tokens_out=tokens_out or (estimate_tokens(text) if text else 0),
         dollars=_price(litellm, model, tokens_in, tokens_out),
         finish_reason=str(choices[0].finish_reason) if choices else "none",
     )
+
+
+def _unicode(text: str) -> str:
+    """`text` without halves of surrogate pairs, which JSON lets a server write and nothing can carry on."""
+    return text.encode(errors="replace").decode()
 
 
 def _plain(schema: Any) -> Any:

@@ -103,6 +103,16 @@ async def test_an_answer_that_is_not_the_protocol_is_a_clear_error():
             await llm.complete(request())
 
 
+@pytest.mark.parametrize("reply", [Reply("half \ud800 a pair", tokens_out=0), Reply(status=400, error="half \ud800 a pair")])
+async def test_text_that_is_not_unicode_travels_on_as_text_that_is(tmp_path, reply):
+    async with ScriptedLlm(in_turn([reply])) as server, client(server, cache=DiskCache(tmp_path)) as llm:
+        try:
+            text = (await llm.complete(request())).text
+        except ModelError as error:
+            text = str(error)
+    assert "half ? a pair" in text
+
+
 async def test_a_slow_model_meets_the_deadline_of_the_call():
     async with ScriptedLlm(in_turn([Reply("late", delay=20.0)])) as server, client(server, call_timeout=0.2, attempts=1) as llm:
         with pytest.raises(ModelError, match=r"no answer within 0[.]2 s|[Tt]imeout") as caught:
