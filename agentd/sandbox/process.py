@@ -198,17 +198,21 @@ class WorkerProcess(Forked):
 async def _fork(zygote: Zygote, program: str, memory_bytes: int, *leaf: int) -> tuple[Child, socket.socket, int]:
     """A forked process, our end of its channel, and the end of its log that is read."""
     ours, theirs = packet_pair()
-    reading, writing = os.pipe()
-    try:
-        os.set_blocking(writing, False)
-        child = await zygote.fork(program, memory_bytes, theirs.fileno(), writing, *leaf)
-    except BaseException:
-        ours.close()
-        os.close(reading)
-        raise
-    finally:
-        theirs.close()
-        os.close(writing)
+    with theirs:
+        try:
+            reading, writing = os.pipe()
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"no log can be opened: {error.strerror}") from error
+        try:
+            os.set_blocking(writing, False)
+            child = await zygote.fork(program, memory_bytes, theirs.fileno(), writing, *leaf)
+        except BaseException:
+            ours.close()
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
     return child, ours, reading
 
 

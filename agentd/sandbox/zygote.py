@@ -26,9 +26,15 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_
 
 
 def packet_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that keep the borders of messages. Where the system has no SOCK_SEQPACKET (macOS), datagrams do."""
+    """Two connected sockets that keep the borders of messages. Where the system has no SOCK_SEQPACKET (macOS), datagrams do.
+
+    Raises SandboxError where the system gives none.
+    """
     kind = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
-    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    try:
+        one, other = socket.socketpair(socket.AF_UNIX, kind)
+    except OSError as error:
+        raise SandboxError(f"no channel can be opened: {error.strerror}") from error
     if kind == socket.SOCK_DGRAM:
         for end in (one, other):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
