@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import textwrap
 from collections.abc import Iterator
@@ -123,3 +124,21 @@ def make_program():
         return source, make_revision(agent, digest, values or {})
 
     return make
+
+
+@pytest.fixture
+def no_more_files():
+    """Within, this process can open no file, pipe or socket."""
+
+    @contextlib.contextmanager
+    def without():
+        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+
+    return without

@@ -74,7 +74,10 @@ class OptimizerProcess:
         ask = Ask(context, tuple(problems), tuple(memory), seed, can_screen=screen is not None)
         until = asyncio.get_running_loop().time() + _SHARE_FOR_MODELS * timeout
         metered = Metered(llm, context.budget.tokens_per_proposal, until)
-        process = await self._start()
+        try:
+            process = await self._start()
+        except OSError as error:
+            raise OptimizerError(f"the process of the optimizer {context.algorithm!r} can't be started: {error.strerror}") from error
         tail = bytearray()
         drain = asyncio.create_task(_drain(process, tail), name=f"optimizer-stderr-{context.agent}")
         try:

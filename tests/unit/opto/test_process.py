@@ -164,6 +164,11 @@ async def test_an_unknown_algorithm_is_told_what_there_is(make_context, make_pro
         await OptimizerProcess().propose(context, [], [], 1, timeout=60, llm=NoModel())
 
 
+async def test_a_process_that_can_not_be_started_is_said(propose, no_more_files):
+    with no_more_files(), pytest.raises(OptimizerError, match="can't be started: Too many open files"):
+        await propose("Good")
+
+
 async def test_values_that_break_the_rules_are_refused_with_every_reason(propose):
     with pytest.raises(DecodingError) as caught:
         await propose("Invalid")

@@ -1,9 +1,6 @@
 """A revision keeps its worker through whatever happens to the machine for a while."""
 
-import contextlib
-import os
 import random
-import resource
 
 import pytest
 
@@ -17,19 +14,6 @@ class Controller:
     def act(self, observation):
         return 1
 """
-
-
-@contextlib.contextmanager
-def no_more_files():
-    """No file, pipe or socket can be opened."""
-    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
 
 
 @pytest.fixture
@@ -51,7 +35,9 @@ async def workers(events):
         yield made
 
 
-async def test_a_worker_that_dies_while_nothing_can_be_opened_is_started_again_when_something_can(workers, events, make_program, until):
+async def test_a_worker_that_dies_while_nothing_can_be_opened_is_started_again_when_something_can(
+    workers, events, make_program, until, no_more_files
+):
     source, revision = make_program(POLICY)
     await workers.load(source, revision)
     with no_more_files():
@@ -60,13 +46,13 @@ async def test_a_worker_that_dies_while_nothing_can_be_opened_is_started_again_w
     await until(lambda: workers.get(revision.id) is not None)
 
 
-async def test_what_could_not_be_loaded_while_nothing_could_be_opened_can_be_loaded_later(workers, make_program):
+async def test_what_could_not_be_loaded_while_nothing_could_be_opened_can_be_loaded_later(workers, make_program, no_more_files):
     source, revision = make_program(POLICY)
     with no_more_files(), pytest.raises(SandboxError, match="Too many open files"):
         await workers.load(source, revision)
     assert await workers.load(source, revision) == ()
 
 
-async def test_a_zygote_that_can_not_be_started_for_lack_of_files_is_said():
+async def test_a_zygote_that_can_not_be_started_for_lack_of_files_is_said(no_more_files):
     with no_more_files(), pytest.raises(SandboxError, match="Too many open files"):
         await Zygote.start(imports=(), min_isolation=1)
