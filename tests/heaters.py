@@ -108,14 +108,9 @@ async def fleet_of(broker, count, *, begin_after=None):
             heater.device.stop()
 
 
-async def conduct(hosted, count, gain, agent=AGENT, feedback=None):
-    """A release on a fleet that is there; its id."""
-    folder = hosted.agents / "heaters"
-    folder.mkdir()
-    (folder / "agent.toml").write_text(agent)
-    (folder / "controller.py").write_text(CONTROLLER)
-    if feedback is not None:
-        (folder / "feedback.py").write_text(feedback)
+async def conduct(hosted, count, gain, agent=AGENT, **files):
+    """A release on a fleet that is there; its id. `files` are further modules of the agent (`feedback="..."`)."""
+    hosted.write_agent("heaters", agent, controller=CONTROLLER, **files)
     await hosted.start()
 
     async def ready():

@@ -146,6 +146,15 @@ class Hosted:
             (target / f"{module}.py").write_text(content)
         return target
 
+    def write_agent(self, name: str, toml: str, **files: str) -> Path:
+        """An agent of a test's own: its agent.toml and its modules (`controller="..."`)."""
+        target = self.agents / name
+        target.mkdir()
+        (target / "agent.toml").write_text(toml)
+        for module, content in files.items():
+            (target / f"{module}.py").write_text(content)
+        return target
+
     async def robot(self, device: str = "robot-1", agent: str = "cartpole", *arguments: str) -> Robot:
         log = self.folder / f"{device}.jsonl"
         pace = ("--step-ms", "2")  # while a test waits for something else, a robot at full speed would keep its cores from other tests

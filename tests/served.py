@@ -62,10 +62,7 @@ class Answers:
 
 def add(hosted: Any, *, edit: Callable[[str], str] = lambda text: text) -> None:
     """The agent's folder among those of `hosted`."""
-    folder = hosted.agents / "answers"
-    folder.mkdir()
-    (folder / "agent.toml").write_text(edit(AGENT))
-    (folder / "controller.py").write_text(CONTROLLER)
+    hosted.write_agent("answers", edit(AGENT), controller=CONTROLLER)
 
 
 class Clients:

@@ -121,10 +121,7 @@ def endless(toml: str) -> str:
 
 @pytest.mark.parametrize("edit", [str, pytest.param(endless, marks=pytest.mark.long)], ids=["cut at max_steps", "endless"])
 async def test_it_is_driven_and_improved_without_knowing_of_agentd(hosted: Hosted, tanks, edit):
-    folder = hosted.agents / "tank"
-    folder.mkdir()
-    for name, content in (("agent.toml", edit(TOML)), ("controller.py", CONTROLLER), ("feedback.py", FEEDBACK)):
-        (folder / name).write_text(content)
+    hosted.write_agent("tank", edit(TOML), controller=CONTROLLER, feedback=FEEDBACK)
     await hosted.start()
     await hosted.until_scored(4, "tank")
     release = await hosted.client.submit("tank", {"gain": 5.0})

@@ -85,10 +85,7 @@ alarm_every = 1e3
 @pytest.mark.long
 async def test_slow_wear_is_drift_and_no_regression_and_what_was_good_before_comes_back_first_after_the_repair(hosted):
     repaired = hosted.folder / "repaired"
-    folder = hosted.agents / "setting"
-    folder.mkdir()
-    for name, content in {"plant.py": PLANT, "controller.py": CONTROLLER, "agent.toml": TOML % repaired}.items():
-        (folder / name).write_text(content)
+    hosted.write_agent("setting", TOML % repaired, plant=PLANT, controller=CONTROLLER)
     (hosted.folder / "steps.py").write_text(OPTIMIZER)
     await hosted.start()
     first = await hosted.until_good("setting")
