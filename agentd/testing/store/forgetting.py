@@ -8,24 +8,10 @@ import pytest
 from agentd.errors import Ambiguous, NotFound
 from agentd.records import Event, Origin, Phase, Provenance
 from agentd.store.contract import Store
+from agentd.testing.clock import FixedClock
 from agentd.testing.store.examples import SOURCE, OpenStore, agent_state, episode, feedback, proposal, release, revision
 
 DAY = 86_400.0
-
-
-class FixedClock:
-    """Stands still where it is put."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def time(self) -> float:
-        """The second it was put to."""
-        return self.now
-
-    def monotonic(self) -> float:
-        """As `time`."""
-        return self.now
 
 
 async def ids(store: Store, agent: str = "cartpole") -> list[str]:

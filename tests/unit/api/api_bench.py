@@ -56,6 +56,7 @@ from agentd.records import Role as Serving
 from agentd.settings import DaemonSettings, load_settings
 from agentd.store import SqlStore
 from agentd.store.retention import Erased
+from agentd.testing.clock import FixedClock
 
 NOW = 1_800_000_000.0
 SOURCE = Source(digest="5" * 64, files={"controller.py": "class CartPole: ...\n"}, entrypoint="controller:CartPole")
@@ -85,19 +86,6 @@ PROBLEMS = {
     "not served": RequestError("agent cartpole takes no requests"),
 }
 """Observations that the agent of this bench can't answer."""
-
-
-class FixedClock:
-    """Stands still unless it is told not to."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 def make_release(release: str, phase: Phase = Phase.CONFIRMATION, **changes: object) -> Release:
@@ -354,7 +342,7 @@ async def fill(store: SqlStore) -> None:
 @asynccontextmanager
 async def open_api(folder: Path) -> AsyncIterator[Api]:
     settings = load_settings(None, state_directory=folder)
-    clock = FixedClock()
+    clock = FixedClock(NOW)
     async with await SqlStore.open(settings.store_url, clock=clock) as store, EventBus() as bus:
         await fill(store)
         tokens = Tokens.load_or_create(folder)

@@ -9,25 +9,14 @@ from agentd.environment_spec import EnvironmentSection
 from agentd.environments.http import HttpEnvironment
 from agentd.errors import CodecError, Overloaded, Unanswered
 from agentd.records import Space
-
-
-class HandClock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def time(self):
-        return self.now
-
-    def monotonic(self):
-        return self.now
-
+from agentd.testing.clock import FixedClock
 
 ANYTHING = Space()
 
 
 def environment(clock=None, *, observations=ANYTHING, **section):
     made = EnvironmentSection.model_validate({"kind": "http", "http": {"concurrency": 1, "queue": 2, "queue_timeout": 0.05}} | section)
-    return HttpEnvironment(made, (observations, ANYTHING), step_timeout=5.0, clock=clock or HandClock(), generator=random.Random(1))
+    return HttpEnvironment(made, (observations, ANYTHING), step_timeout=5.0, clock=clock or FixedClock(1000.0), generator=random.Random(1))
 
 
 async def seat_of(env):
@@ -47,7 +36,7 @@ async def test_a_request_is_an_episode_of_one_step_with_its_client_and_an_id_of_
 
 
 async def test_without_a_safe_action_a_failed_policy_is_an_error_and_a_late_one_says_so():
-    clock = HandClock()
+    clock = FixedClock(1000.0)
     env = environment(clock)
     seat = await seat_of(env)
     for seconds, late in ((0.1, False), (5.0, True)):

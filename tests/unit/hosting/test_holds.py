@@ -27,6 +27,7 @@ from agentd.records import (
     make_revision,
 )
 from agentd.store import SqlStore
+from agentd.testing.clock import FixedClock
 
 NOW = 1_800_000_000.0
 SOURCE = Source(digest="5" * 64, files={"controller.py": ""}, entrypoint="controller:Controller")
@@ -34,22 +35,11 @@ FIRST, SECOND = make_revision("cartpole", SOURCE.digest, {}), make_revision("car
 STATE = AgentState(name="cartpole", source=SOURCE.digest, stable=FIRST.id, mode=Mode.RELEASE)
 
 
-class FixedClock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class Bench:
     """One agent as its keeper knows it. `again` is what a daemon knows after a crash: what is in the store."""
 
     def __init__(self, spec, state, store, bus, freeze=None) -> None:
-        self.store, self.spec, self.bus, self.clock = store, spec, bus, FixedClock()
+        self.store, self.spec, self.bus, self.clock = store, spec, bus, FixedClock(NOW)
         self.freeze = Freeze(store, bus, self.clock, freeze)
         self.keeper = Keeper(spec, state, store, bus, self.clock, Random(1), self.freeze)
         self.releases = Releases(self.keeper, self._ended)

@@ -30,6 +30,7 @@ from agentd.records import (
     make_revision,
 )
 from agentd.store import SqlStore
+from agentd.testing.clock import FixedClock
 
 HOUR = 3600.0
 SOURCE = Source(digest="5" * 64, files={"policy.py": ""}, entrypoint="policy:Policy")
@@ -46,17 +47,6 @@ RELEASE = Release(
     begun_at=0.0,
 )
 STATE = AgentState(name="answers", source=SOURCE.digest, stable=STABLE.id, mode=Mode.RELEASE, release=RELEASE.id)
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Late:
@@ -134,7 +124,7 @@ class Late:
 
 @pytest.fixture
 async def late(tmp_path, make_spec):
-    clock = HandClock()
+    clock = FixedClock(1_000_000.0)
     spec = make_spec(
         environment={"kind": "http"},
         feedback=None,

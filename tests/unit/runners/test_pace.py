@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agentd.environments import Begun, Transition
 from agentd.errors import PlantLost
 from agentd.runners.pace import PacedDevice, Pacer
+from agentd.testing.clock import FixedClock
 
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=50))
@@ -29,17 +30,6 @@ def test_nothing_is_missed_by_who_is_in_time():
     pacer = Pacer(0.02, start=0.0)
     assert [pacer.advance(pacer.due) for _ in range(500)] == [0] * 500
     assert pacer.due == pytest.approx(501 * 0.02)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
 
 
 class Robot:
@@ -80,7 +70,7 @@ class Robot:
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
+    clock = FixedClock(100.0)
 
     async def sleep(seconds):
         clock.now += seconds

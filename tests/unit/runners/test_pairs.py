@@ -4,22 +4,12 @@ import pytest
 
 from agentd.records import PairPlan, Role
 from agentd.runners.pairs import MAX_QUEUED, Pairs
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def time(self):
-        return self.now
-
-    def monotonic(self):
-        return self.now
+from agentd.testing.clock import FixedClock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FixedClock(100.0)
 
 
 @pytest.fixture
