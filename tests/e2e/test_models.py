@@ -1,10 +1,10 @@
 """The way of a language model's suggestion, through a real HTTP server that speaks OpenAI's protocol; and all that can go wrong with it."""
 
 import asyncio
-import json
 
 import pytest
 from hosted import edited, mirrored, quick
+from replies import suggest
 
 from agentd.testing.llm import Reply, ScriptedLlm
 
@@ -12,10 +12,6 @@ pytestmark = pytest.mark.timeout(180)  # whole daemons that load litellm, on cor
 
 KEY = "sk-test-this-key-must-never-be-seen"
 PAIRS_ONLY = {"release__selection_pairs": 1}
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "the motor answers with the wrong sign", "suggestion": values})
 
 
 class Model:

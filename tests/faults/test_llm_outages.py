@@ -1,8 +1,7 @@
 """Whatever a model's service does, the daemon gets a clear error or goes on with search, through the real process and the real client."""
 
-import json
-
 import pytest
+from replies import suggest
 
 from agentd.clock import SystemClock
 from agentd.errors import BudgetExhausted, DecodingError, ModelError, OptimizerError
@@ -38,10 +37,6 @@ async def propose(server, parameter=PROMPT, *, algorithm="optoprime", limits=Non
     chosen = {"api_base": server.url, "api_key": "sk-test-0123456789", "backoff": 0.01, "attempts": 2, "call_timeout": 5.0, **settings}
     async with LitellmClient(LlmSettings(**chosen), ledger, SystemClock()) as llm:
         return await OptimizerProcess().propose(context, [problem], [], 1, timeout=30.0, llm=llm)
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "r", "suggestion": values})
 
 
 @pytest.mark.parametrize(

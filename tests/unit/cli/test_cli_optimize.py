@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from replies import suggest
 
 from agentd.cases import read_cases, split
 from agentd.cli.client import Client
@@ -39,10 +40,6 @@ MUTE = '''def greet(self, language, message):
     """Says nothing of use."""
     return "..."
 '''
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "as the feedback says", "suggestion": values})
 
 
 GOOD = suggest(decide_language=LANGUAGE, greet=GREETING)

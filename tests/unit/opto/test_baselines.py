@@ -1,8 +1,7 @@
 """OPRO and TextGrad work as published, on the contract of all optimizers: they are what OptoPrime is compared with."""
 
-import json
-
 import pytest
+from replies import suggest
 
 from agentd.errors import OptimizerError
 from agentd.opto.algorithms.opro import OPRO
@@ -11,10 +10,6 @@ from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceGraph, T
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0)
 PROMPT = Parameter(path="prompt", kind=Kind.TEXT, default="Hi")
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "r", "suggestion": values})
 
 
 def chain(length):

@@ -1,9 +1,8 @@
 """Hybrid lets who has paid off go next, goes on without the model when it fails, and says when nobody can do anything."""
 
-import json
-
 import msgspec
 import pytest
+from replies import suggest
 
 from agentd.errors import BudgetExhausted, DecodingError, ModelError, OptimizerError
 from agentd.opto.hybrid import Hybrid
@@ -11,10 +10,6 @@ from agentd.records import Kind, MemoryEntry, Parameter
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0)
 PROMPT = Parameter(path="prompt", kind=Kind.TEXT, default="Hi")
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "r", "suggestion": values})
 
 
 def attempt(context, algorithm, difference, gain, regime=0):

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from replies import suggest
 
 from agentd.errors import DecodingError, ModelError, OptimizerError
 from agentd.opto.algorithms.optoprime import OptoPrime
@@ -13,10 +14,6 @@ from agentd.records import Kind, MemoryEntry, NodeKind, Parameter, TraceFunction
 
 GAIN = Parameter(path="gain", kind=Kind.NUMBER, default=1.0, description="How strong the reaction is.", bounds=(-10.0, 10.0))
 PROMPT = Parameter(path="system_prompt", kind=Kind.TEXT, default="Answer in English.")
-
-
-def suggest(reasoning="because", **values):
-    return json.dumps({"reasoning": reasoning, "suggestion": values})
 
 
 async def propose(context, problems, llm, memory=(), screen=None):

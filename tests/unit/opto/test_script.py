@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from replies import suggest
 
 from agentd.errors import DecodingError, ModelError, OptimizerError, TraceError
 from agentd.opto import OPRO, Hybrid, OptoPrime, OptoPrimeMulti, Search, TextGrad
@@ -17,10 +18,6 @@ from agentd.testing.llm import ScriptedLlm
 from agentd.trace import ExecutionError, bundle, model, node
 from agentd.trace.propagators import Propagator, SumPropagator
 from agentd.trace.utils import render_opt_step
-
-
-def suggest(**values):
-    return json.dumps({"reasoning": "r", "suggestion": values})
 
 
 def test_the_loop_of_trace_s_first_example(answers):
