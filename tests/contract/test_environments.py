@@ -9,9 +9,10 @@ import sys
 
 import pytest
 from brokers import Mosquitto
+from devices import joined
 
 from agentd.clock import SystemClock
-from agentd.environments import Joined, make_environment
+from agentd.environments import make_environment
 from agentd.environments.spaces import fit
 
 TICKS = 12
@@ -100,23 +101,15 @@ async def environment(request, make_spec, tmp_path):
         yield await stack.enter_async_context(made)
 
 
-async def first_device(environment):
-    async with asyncio.timeout(20):
-        changes = environment.changes()
-        while not isinstance(change := await anext(changes), Joined):
-            pass
-        return change.device
-
-
 async def test_a_device_joins_with_a_name_and_says_whether_it_is_seedable(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     assert device.id
     assert device.seedable is True
     assert environment.connected
 
 
 async def test_an_episode_begins_at_tick_zero_inside_the_space(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     first = await device.reset("e1", 1, TICKS)
     assert (first.tick, first.last, first.reward) == (0, False, None)
     assert fit(environment.observation_space, first.observation) == first.observation
@@ -124,7 +117,7 @@ async def test_an_episode_begins_at_tick_zero_inside_the_space(environment):
 
 
 async def test_each_step_is_one_tick_with_its_reward_and_the_last_is_truncated(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     transition = await device.reset("e1", 1, TICKS)
     seen = [transition]
     while not transition.last:
@@ -138,14 +131,14 @@ async def test_each_step_is_one_tick_with_its_reward_and_the_last_is_truncated(e
 
 
 async def test_equal_seeds_begin_equal_episodes_and_others_do_not(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     first, second, other = [(await device.reset(f"e{number}", seed, TICKS)).observation for number, seed in enumerate((5, 5, 6))]
     assert first == second
     assert first != other
 
 
 async def test_an_episode_can_be_left_for_a_new_one(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     await device.reset("e1", 1, TICKS)
     await device.step(1, revision="r", safe=False)
     await device.rest(environment.safe_action)
@@ -154,7 +147,7 @@ async def test_an_episode_can_be_left_for_a_new_one(environment):
 
 
 async def test_waiting_for_an_episode_that_nobody_begins_can_be_given_up(environment):
-    device = await first_device(environment)
+    device = await joined(environment)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await device.begun()

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import aiomqtt
 import pytest
 from brokers import Authority, Mosquitto, free_port
+from devices import change
 
 from agentd.clock import SystemClock
 from agentd.device import Broker, Device
@@ -164,14 +165,6 @@ async def robot(address, **options):
         device.stop()
         async with asyncio.timeout(20):
             await running
-
-
-async def change(environment, kind):
-    async with asyncio.timeout(20):
-        changes = environment.changes()
-        while not isinstance(found := await anext(changes), kind):
-            pass
-        return found
 
 
 @pytest.mark.parametrize("protocol", ["3.1.1", "5"])

@@ -7,9 +7,10 @@ import random
 
 import aiomqtt
 import pytest
+from devices import joined
 
 from agentd.clock import SystemClock
-from agentd.environments import Joined, Left, make_environment
+from agentd.environments import Left, make_environment
 from agentd.errors import PlantLost
 
 
@@ -73,14 +74,6 @@ async def environment(make_mapped, until):
     async with make_mapped() as made:
         await until(lambda: made.connected)
         yield made
-
-
-async def joined(environment):
-    async with asyncio.timeout(10):
-        changes = environment.changes()
-        while not isinstance(found := await anext(changes), Joined):
-            pass
-        return found.device
 
 
 async def driven(environment, robot, max_steps=100):

@@ -8,6 +8,7 @@ import random
 import aiomqtt
 import msgspec
 import pytest
+from devices import change
 
 from agentd.clock import SystemClock
 from agentd.device.connection import Client, connected
@@ -79,14 +80,6 @@ def make_agent(mosquitto, make_spec):
 async def environment(make_agent):
     async with make_agent() as made:
         yield made
-
-
-async def change(environment, kind):
-    async with asyncio.timeout(10):
-        changes = environment.changes()
-        while not isinstance(found := await anext(changes), kind):
-            pass
-        return found
 
 
 async def driven(environment, arm, episode="e1"):
