@@ -9,12 +9,12 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from robots import RobotLog
 
 from agentd.cli.client import Client
 from agentd.errors import AgentdError
@@ -67,54 +67,20 @@ def mirrored(code: str) -> str:
     return code.replace("int(lean > 0.0)", "int(lean < 0.0)")
 
 
-class Robot:
+class Robot(RobotLog):
     """A CartPole behind MQTT in a process of its own, with its own record of every action that it applied."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        super().__init__(log)
         self.process = process
-        self._log = log
-        self._read = 0
-        self._applied: list[dict[str, Any]] = []
 
     async def change(self, name: str) -> None:
         self.process.stdin.write(f"change {name}\n".encode())
         answer = await asyncio.wait_for(self.process.stdout.readline(), 20)
         assert answer.decode().strip() == f"changed {name}"
 
-    def applied(self) -> list[dict[str, Any]]:
-        """All that it applied so far; what was read once is not read again, for tests ask often."""
-        if self._log.exists():
-            with self._log.open("rb") as log:
-                log.seek(self._read)
-                whole, newline, _ = log.read().rpartition(b"\n")
-            self._read += len(whole) + len(newline)
-            self._applied += [json.loads(line) for line in whole.splitlines()]
-        return self._applied
-
-    def since(self, known: int) -> list[dict[str, Any]]:
-        """What it applied after the first `known` ticks."""
-        return self.applied()[known:]
-
-    def prove(self) -> None:
-        """Within each episode no tick is without its one action: the robot's own log is the witness."""
-        applied = self.applied()
-        assert applied
-        episodes: dict[str, list[dict[str, Any]]] = {}
-        for line in applied:
-            episodes.setdefault(line["episode"], []).append(line)
-        for name, lines in episodes.items():
-            assert [line["step"] for line in lines] == list(range(len(lines))), name
-            assert all(line["action"] in (0, 1) for line in lines), name
-
-    def revisions(self, known: int = 0) -> set[str]:
-        """The revisions whose actions it applied after the first `known` ticks."""
-        return {line["revision"] for line in self.since(known) if line["source"] == "action"}
-
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-
-    def sources(self) -> Counter:
-        return Counter(action["source"] for action in self.applied())
 
 
 class Hosted:

@@ -2,11 +2,11 @@
 
 import asyncio
 import collections
-import json
 import sys
 from pathlib import Path
 
 import pytest
+from robots import RobotLog
 
 from agentd.records import Outcome
 from agentd.runners.local import Finished, Lost
@@ -21,13 +21,13 @@ PATIENCE = 0.3
 """Seconds that the robot waits for an action."""
 
 
-class Robot:
-    """The stand-in robot in a process of its own, and its log."""
+class Robot(RobotLog):
+    """The stand-in robot in a process of its own. `within` is the beginning of its command line, such as that of a network namespace."""
 
-    def __init__(self, log: Path, url: str, *within: str) -> None:
-        self._log = log
+    def __init__(self, log: Path, url: str, *options: str, within: tuple[str, ...] = ()) -> None:
+        super().__init__(log)
         self._command = [*within, sys.executable, "-m", "agentd.environments.standin", "--broker", url, "--agent", "cartpole"]
-        self._command += ["--log", str(log), "--max-steps", "60", "--step-ms", "2", "--action-timeout", str(PATIENCE)]
+        self._command += ["--log", str(log), "--max-steps", "60", "--step-ms", "2", "--action-timeout", str(PATIENCE), *options]
 
     async def __aenter__(self):
         self.process = await asyncio.create_subprocess_exec(*self._command)
@@ -37,23 +37,10 @@ class Robot:
         self.process.terminate()
         await self.process.wait()
 
-    @property
-    def applied(self):
-        if not self._log.exists():
-            return []
-        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def sources(self, known=0):
-        return collections.Counter(line["source"] for line in self.applied[known:])
-
-    def prove(self, reader):
-        """Within each episode no tick is without its one action, and what came from the agent was meant for that tick."""
-        episodes = collections.defaultdict(list)
-        for line in self.applied:
-            episodes[line["episode"]].append(line["step"])
-        assert episodes
-        assert all(steps == list(range(len(steps))) for steps in episodes.values())
-        followed = [line for line in self.applied if line["source"] != "fallback" and line["episode"] in reader.episodes]
+    def prove_with(self, reader):
+        """No tick is without its one action, and what came from the agent was meant for that tick."""
+        self.prove()
+        followed = [line for line in self.applied() if line["source"] != "fallback" and line["episode"] in reader.episodes]
         assert followed
         unknown = collections.Counter()
         for line in followed:

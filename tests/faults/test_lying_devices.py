@@ -89,8 +89,8 @@ async def test_its_neighbour_is_driven_on_and_it_hears_nothing_but_its_own(liar,
             await mischief()
             known = reader.finished
             await until(lambda known=known: reader.finished > known + 1)
-        robot.prove(reader)
-        own = [line["step"] for line in robot.applied if line["source"] == "action"]
+        robot.prove_with(reader)
+        own = [line["step"] for line in robot.applied() if line["source"] == "action"]
         assert len(own) > 300
         assert {content["session"] for _, content in liar.heard} <= {*liar.sessions, *reader.sessions}
         actions = [content["action"] for kind, content in liar.heard if kind == "action"]

@@ -72,7 +72,7 @@ async def test_over_a_slow_wire_each_action_still_meets_its_own_tick(mosquitto, 
         reader = await serve_cartpole(mosquitto.url)
         await until(lambda: reader.finished >= 2)
         assert robot.sources()["action"] > 60
-        robot.prove(reader)
+        robot.prove_with(reader)
         await reader.aclose()
 
 
@@ -85,13 +85,13 @@ async def test_on_a_wire_slower_than_its_patience_the_robot_helps_itself_and_app
         await until(lambda: reader.finished)
         wire.delay = lambda: PATIENCE
         await until(lambda: robot.sources()["fallback"] > 2)
-        known = len(robot.applied)
-        await until(lambda: len(robot.applied) > known + 5)
+        known = len(robot.applied())
+        await until(lambda: len(robot.applied()) > known + 5)
         assert set(robot.sources(known)) == {"fallback"}, "an action took the way out and back: it is always too late"
         wire.delay = lambda: 0.0
         known = reader.finished
         await until(lambda: reader.finished > known + 1)
-        robot.prove(reader)
+        robot.prove_with(reader)
         await reader.aclose()
 
 
@@ -108,7 +108,7 @@ async def test_what_a_stalled_wire_held_back_is_not_applied_when_it_flows_again(
             wire.flowing.set()
         known = reader.finished
         await until(lambda: reader.finished > known)
-        robot.prove(reader)
+        robot.prove_with(reader)
         await reader.aclose()
 
 
@@ -220,7 +220,7 @@ def divided(request, network, tmp_path):
 async def test_a_network_that_is_cut_leaves_the_robot_to_its_fallback_and_everything_comes_back(
     divided, network, serve_cartpole, tmp_path, until
 ):
-    async with Robot(tmp_path / "robot.jsonl", divided.url, *network.within) as robot:
+    async with Robot(tmp_path / "robot.jsonl", divided.url, within=network.within) as robot:
         reader = await serve_cartpole(divided.url)
         for _ in range(3):
             known = reader.finished
@@ -231,7 +231,7 @@ async def test_a_network_that_is_cut_leaves_the_robot_to_its_fallback_and_everyt
             network.mend()
         known = reader.finished
         await until(lambda: reader.finished > known + 1, limit=90)
-        robot.prove(reader)
+        robot.prove_with(reader)
         await reader.aclose()
 
 
@@ -250,9 +250,9 @@ async def test_over_a_network_that_delays_and_loses_no_tick_is_without_an_action
     reason = network.disturb(*how)
     if reason:
         pytest.skip(f"this kernel can't disturb a network: {reason}")
-    async with Robot(tmp_path / "robot.jsonl", divided.url, *network.within) as robot, network.crowded():
+    async with Robot(tmp_path / "robot.jsonl", divided.url, within=network.within) as robot, network.crowded():
         reader = await serve_cartpole(divided.url)
         await until(lambda: reader.finished > 3, limit=120)
-        robot.prove(reader)
+        robot.prove_with(reader)
         await reader.aclose()
     assert network.lost() or ("loss" not in how and "tbf" not in how)

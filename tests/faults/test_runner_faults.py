@@ -5,26 +5,18 @@ the plant got an action, the safe action, or the robot's own fallback.
 """
 
 import asyncio
-import collections
 import contextlib
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import aiomqtt
 import pytest
 from daemons import Daemon, of, serve
+from witness import BALANCE, Robot
 
 from agentd.records import Outcome, PairPlan, Purpose, Role
 
-BALANCE = """
-    class Controller:
-        def act(self, observation):
-            x, v, angle, spin = observation
-            return 1 if angle + 0.5 * spin + 0.05 * x + 0.1 * v > 0 else 0
-"""
 SLOW_AT_TICK_5 = """
     import time
 
@@ -43,50 +35,10 @@ SLOW_AT_TICK_5 = """
 """
 
 
-class Robot:
-    """The stand-in robot in a process of its own, and its log."""
-
-    def __init__(self, log: Path, url: str, *options: str) -> None:
-        self._log = log
-        self._command = [sys.executable, "-m", "agentd.environments.standin", "--broker", url, "--agent", "cartpole", "--log", str(log)]
-        self._command += ["--max-steps", "100", "--step-ms", "2", "--action-timeout", "0.3", *options]
-
-    async def __aenter__(self):
-        self.process = await asyncio.create_subprocess_exec(*self._command)
-        return self
-
-    async def __aexit__(self, *exception):
-        self.process.terminate()
-        await self.process.wait()
-
-    @property
-    def applied(self):
-        if not self._log.exists():
-            return []
-        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    @property
-    def sources(self):
-        return collections.Counter(line["source"] for line in self.applied)
-
-    def episodes(self):
-        found = collections.defaultdict(list)
-        for line in self.applied:
-            found[line["episode"]].append(line)
-        return found
-
-    @property
-    def is_midway(self) -> bool:
-        """Whether most of an episode is still to come: between two of them a robot waits for a command, and needs no action."""
-        applied = self.applied
-        return bool(applied) and 5 < applied[-1]["step"] < 50
-
-    def prove(self) -> None:
-        """Within each episode no tick is without its one action."""
-        assert self.applied
-        for name, lines in self.episodes().items():
-            assert [line["step"] for line in lines] == list(range(len(lines))), name
-            assert all(line["action"] in (0, 1) for line in lines)
+def is_midway(plant) -> bool:
+    """Whether most of an episode is still to come: between two of them a robot waits for a command, and needs no action."""
+    applied = plant.applied()
+    return bool(applied) and 5 < applied[-1]["step"] < 50
 
 
 @pytest.fixture
@@ -107,7 +59,7 @@ def mqtt_spec(make_spec):
 
 @pytest.fixture
 async def plant(tmp_path, mosquitto):
-    async with Robot(tmp_path / "robot.jsonl", mosquitto.url) as robot:
+    async with Robot(tmp_path / "robot.jsonl", mosquitto.url, "--max-steps", "100") as robot:
         yield robot
 
 
@@ -139,7 +91,7 @@ async def test_a_worker_that_is_killed_costs_one_safe_tick_and_stable_recovers(r
     assert aborted.reason == "died"
     assert "worker.died" in daemon.kinds()
     plant.prove()
-    assert plant.sources["fallback"] == 0  # the runner itself answered at every tick
+    assert plant.sources()["fallback"] == 0  # the runner itself answered at every tick
     await daemon.aclose()
 
 
@@ -154,7 +106,7 @@ async def test_a_killed_zygote_is_started_again_and_stable_with_it(runners, mqtt
     await until(lambda: len(of(daemon, outcome=Outcome.FINISHED)) > known + 1)
     assert {"worker.died", "worker.zygote_died"} <= daemon.kinds()
     plant.prove()
-    assert plant.sources["fallback"] == 0
+    assert plant.sources()["fallback"] == 0
     await daemon.aclose()
 
 
@@ -197,7 +149,7 @@ async def test_a_candidate_that_misses_too_many_deadlines_is_aborted(runners, mq
     recorded = (of(daemon, purpose=Purpose.RECOVERY)[0],)
     assert "deadline of 20 ms" in (await daemon.runner.screen(candidate[1].id, recorded)).late, "screening would have stopped it"
     plant.prove()
-    assert plant.sources["fallback"] == 0
+    assert plant.sources()["fallback"] == 0
     await daemon.aclose()
 
 
@@ -210,10 +162,10 @@ async def test_a_broker_that_is_killed_comes_back_to_a_plant_that_never_stood_st
     for _ in range(2):
         assert not daemon.unreachable
         known = len(of(daemon, outcome=Outcome.FINISHED))
-        await until(lambda: plant.is_midway)
+        await until(lambda: is_midway(plant))
         mosquitto.kill()
-        fallbacks = plant.sources["fallback"]
-        await until(lambda fallbacks=fallbacks: plant.sources["fallback"] > fallbacks)
+        fallbacks = plant.sources()["fallback"]
+        await until(lambda fallbacks=fallbacks: plant.sources()["fallback"] > fallbacks)
         await until(lambda: daemon.unreachable)
         mosquitto.start()
         await until(lambda known=known: len(of(daemon, outcome=Outcome.FINISHED)) > known + 1)
@@ -231,14 +183,14 @@ async def test_a_broker_that_is_killed_comes_back_to_a_plant_that_never_stood_st
 async def test_a_broker_that_freezes_costs_fallbacks_and_no_late_action(runners, mqtt_spec, mosquitto, plant, make_program, until):
     daemon = await serve(runners, mqtt_spec(), mosquitto, make_program(BALANCE))
     await until(lambda: of(daemon, outcome=Outcome.FINISHED))
-    await until(lambda: plant.is_midway)
+    await until(lambda: is_midway(plant))
     mosquitto.freeze()
-    await until(lambda: plant.sources["fallback"] >= 3)
+    await until(lambda: plant.sources()["fallback"] >= 3)
     mosquitto.thaw()
     known = len(of(daemon, outcome=Outcome.FINISHED))
     await until(lambda: len(of(daemon, outcome=Outcome.FINISHED)) > known + 1)
     plant.prove()
-    assert all(line["waited"] < 0.5 for line in plant.applied if line["source"] != "fallback")
+    assert all(line["waited"] < 0.5 for line in plant.applied() if line["source"] != "fallback")
     await daemon.aclose()
 
 
@@ -276,15 +228,15 @@ async def test_the_runner_controls_on_without_its_daemon_and_a_newer_one_adopts_
     first = await serve(runners, mqtt_spec(), mosquitto, make_program(BALANCE))
     await until(lambda: of(first, outcome=Outcome.FINISHED))
     await first.aclose()
-    applied = len(plant.applied)
-    await until(lambda: len(plant.applied) > applied + 300)
+    applied = len(plant.applied())
+    await until(lambda: len(plant.applied()) > applied + 300)
     second = Daemon(await runners.start(mqtt_spec(), broker=mosquitto.url))
     assert second.runner.adopted, second.runner.replaced
     assert second.runner.spooled >= 2
     assert second.runner.session == first.runner.session
     await until(lambda: len(second.episodes) > second.runner.spooled)
     plant.prove()
-    assert plant.sources["fallback"] == 0
+    assert plant.sources()["fallback"] == 0
     await second.aclose()
 
 
@@ -334,10 +286,10 @@ async def test_a_runner_that_is_killed_leaves_the_robot_to_its_fallback_and_a_ne
                 said.append(json.loads((await anext(client.messages)).payload))
         assert said[-1]["session"] == first.runner.session  # its heartbeat
         await until(lambda: of(first, outcome=Outcome.FINISHED))
-        await until(lambda: plant.is_midway)
+        await until(lambda: is_midway(plant))
         os.kill(first.runner.pid, signal.SIGKILL)
         await until(lambda: first.lost)
-        await until(lambda: plant.sources["fallback"] > 0)
+        await until(lambda: plant.sources()["fallback"] > 0)
         async with asyncio.timeout(10):
             while {"status": "lost", "session": first.runner.session} not in said:  # its last will, for whoever listens
                 said.append(json.loads((await anext(client.messages)).payload))
@@ -360,12 +312,12 @@ async def test_a_drained_runner_says_stopped_after_its_last_action(runners, mqtt
             message = await anext(client.messages)
     assert json.loads(message.payload) == {"status": "stopped", "session": daemon.runner.session}
     plant.prove()
-    assert plant.sources["fallback"] == 0
+    assert plant.sources()["fallback"] == 0
     await daemon.aclose()
 
 
 async def test_an_episode_that_the_robot_begins_by_itself_is_driven_by_stable(tmp_path, runners, mqtt_spec, mosquitto, make_program, until):
-    async with Robot(tmp_path / "robot.jsonl", mosquitto.url, "--begin-after", "0.2") as robot:
+    async with Robot(tmp_path / "robot.jsonl", mosquitto.url, "--max-steps", "100", "--begin-after", "0.2") as robot:
         runner = await runners.start(mqtt_spec(), broker=mosquitto.url)
         await runner.load(*(program := make_program(BALANCE)))
         await runner.pause()
