@@ -1,15 +1,15 @@
 """Bad input, from files to a full disk: a clear answer each time, and what runs goes on."""
 
 import asyncio
-import os
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pytest
+from disks import disk_at, fill
 from hosted import quick
 
 from agentd.cli.context import Refused
@@ -89,25 +89,8 @@ async def test_a_port_in_use_is_named_and_nothing_is_started(hosted):
 @pytest.fixture
 def small_disk(hosted):
     """The state directory is a file system of its own, of eight megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    hosted.state.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(hosted.state)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"nothing may be mounted here: {mounted.stderr}")
-    yield hosted.state
-    subprocess.run(["umount", "--lazy", str(hosted.state)], check=True)
-
-
-def fill(folder):
-    """A file that takes all the room that is left."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+    with disk_at(hosted.state, megabytes=8) as folder:
+        yield folder
 
 
 async def test_on_a_full_disk_control_goes_on_and_with_room_again_so_does_everything(hosted, small_disk):

@@ -5,10 +5,9 @@ import os
 import random
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
+from disks import disk_at, fill
 
 from agentd.errors import StoreUnavailable
 from agentd.records import Event
@@ -21,24 +20,8 @@ noise = random.Random(7)
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of two megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"nothing may be mounted here: {mounted.stderr}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """A file that takes all the room that is left."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+    with disk_at(tmp_path / "disk", megabytes=2) as folder:
+        yield folder
 
 
 async def commit_until_full(store) -> list[Event]:
