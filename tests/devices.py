@@ -9,8 +9,8 @@ Kind = TypeVar("Kind", bound=Change)
 
 
 async def change(environment: Environment, kind: type[Kind]) -> Kind:
-    """The next change of this kind; others are passed over. The limit is generous: no test asserts time."""
-    async with asyncio.timeout(20):
+    """The next change of this kind; others are passed over."""
+    async with asyncio.timeout(10):
         changes = environment.changes()
         while not isinstance(found := await anext(changes), kind):
             pass
