@@ -11,7 +11,7 @@ whose bytes are not looked into here, travels in parts.
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -317,14 +317,17 @@ class Failure(_Message, frozen=True):
 
 
 class Asked(_Message, frozen=True):
-    """A question to a model, within the request `id` and no reply to it; a Told answers it. `number` counts from 1 in each request."""
+    """A question to a model, within the request `id` and no reply to it; a Told answers it. `number` counts from 1 in each request.
+
+    The limits are those of agentd.trace.host, which an honest worker keeps: an answer of fewer than no tokens would be paid for.
+    """
 
     id: int
     number: int
-    messages: tuple[tuple[str, str], ...]
+    messages: Annotated[tuple[tuple[str, str], ...], msgspec.Meta(min_length=1)]
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
 
 
 class Raised(_Message, frozen=True):

@@ -189,8 +189,9 @@ LIAR = """
     while not hasattr(frame.f_locals.get("request"), "id"):
         frame = frame.f_back
     id = frame.f_locals["request"].id
-    def asked(number, messages=(("user", "x"),), **more):
-        os.write(3, msgspec.msgpack.encode(["Asked", id if "id" not in more else more["id"], number, messages]))
+    def asked(number, messages=(("user", "x"),), max_tokens=None, temperature=None, **more):
+        question = ["Asked", id if "id" not in more else more["id"], number, messages, None, max_tokens, temperature]
+        os.write(3, msgspec.msgpack.encode(question))
     {lie}
     import time
     time.sleep(60)
@@ -205,8 +206,14 @@ LIAR = """
         "[asked(number + 1) for number in range(5)]",
         "asked(1, id=id ^ 1)",
         "asked(1, messages=5)",
+        "asked(1, messages=())",
+        "asked(1, max_tokens=-1_000_000_000)",
+        "asked(1, temperature=float('nan'))",
     ],
-    ids=["skips a number", "asks twice", "asks too often", "asks in another request", "asks what is no question"],
+    ids=[
+        *("skips a number", "asks twice", "asks too often", "asks in another request", "asks what is no question", "asks nothing"),
+        *("wants to be paid for the answer", "asks in no temperature"),
+    ],
 )
 async def test_a_worker_that_asks_out_of_turn_is_ended(zygote: Zygote, lie: str) -> None:
     async with await start(zygote, LIAR.format(lie=lie)) as worker:
