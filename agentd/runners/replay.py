@@ -1,7 +1,8 @@
 """Screening: recorded steps replayed in a loaded worker, before it meets a plant. It compares actions, never scores."""
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +167,23 @@ def _scheduled(processes: Sequence[int | str]) -> tuple[float, float]:
 
 
 def _same(one: Value, other: Value) -> bool:
-    if isinstance(one, float | list | np.ndarray) or isinstance(other, float | list | np.ndarray):
+    """Whether two actions are the same but for rounding. What is nested too deeply to be compared is not."""
+    try:
+        return _alike(one, other)
+    except RecursionError:
+        return False
+
+
+def _alike(one: Value, other: Value) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         try:
             return bool(np.allclose(one, other, rtol=1e-9, atol=1e-12))
         except (TypeError, ValueError):  # not numbers, or of another shape
-            return isinstance(one, list) and isinstance(other, list) and one == other
+            return False
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     return bool(one == other)

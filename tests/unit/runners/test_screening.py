@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from episodes import make_episode
 
 from agentd.clock import SystemClock
-from agentd.records import Episode, Source, Space, Step, make_revision
+from agentd.records import Episode, Source, Space, Step, Value, make_revision
 from agentd.runners.envelope import Envelope
 from agentd.runners.messages import ScreenReport
 from agentd.runners.replay import screen
@@ -34,6 +36,13 @@ class Policy:
         if {slow}:
             {delay}
         return 1
+"""
+
+
+ECHO = """
+class Policy:
+    def act(self, observation):
+        return observation
 """
 
 
@@ -131,3 +140,28 @@ async def test_so_it_is_where_the_runner_waits_for_a_processor_meanwhile(zygote:
 async def test_an_agent_without_a_deadline_takes_its_time(zygote: Zygote) -> None:
     report = await screened(zygote, "self.tick == 1", deadline=None, allowed=0)
     assert (report.late, report.ticks) == ("", 16)
+
+
+PAIRS: list[tuple[Value, Value, bool]] = [
+    ({"x": np.array([1, 2])}, {"x": np.array([1, 2])}, True),
+    ({"x": np.array([1, 2])}, {"x": np.array([1, 3])}, False),
+    ({"x": np.array([1, 2])}, {"y": np.array([1, 2])}, False),
+    ([{"gain": 1.0}, "on"], [{"gain": 1.0 + 1e-13}, "on"], True),
+    ([{"gain": 1.0}, "on"], [{"gain": 1.1}, "on"], False),
+    ([1.0, 2.0], np.array([1.0, 2.0]), True),
+    ([1.0, 2.0], [1.0], False),
+    (functools.reduce(lambda inner, _: [inner], range(400), 1), functools.reduce(lambda inner, _: [inner], range(400), 2), False),
+]
+
+
+async def test_actions_of_any_form_are_compared() -> None:
+    source = Source(digest="e", files={"controller.py": ECHO}, entrypoint="controller:Policy")
+    revision = make_revision("a", "e", {})
+    async with (
+        await Zygote.start(imports=("numpy",), min_isolation=1) as zygote,
+        await PolicyWorker.start(zygote, source=source, revision=revision, limits=Limits(), on_log=print) as worker,
+    ):
+        for one, other, same in PAIRS:
+            episode = make_episode(id="e", steps=(Step(0, one, other),))
+            report = await screen(worker, Envelope(Space(kind="any")), (episode,), SystemClock())
+            assert (report.ticks, report.differing) == (1, int(not same)), (one, other, report)
