@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
@@ -114,6 +115,9 @@ class DaemonLink:
             answer = await self._handle(message)
         except AgentdError as error:
             answer = failure(message.request, error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours is an answer too: the daemon would wait, then take this runner for dead
+            traceback.print_exc()
+            answer = failure(message.request, RunnerError(f"{type(message).__name__} failed by a fault of agentd: {error!r}"))
         if not writer.is_closing():
             writer.write(frame(answer))
 
