@@ -27,6 +27,10 @@ class Brake(Protocol):
         """The safe action on `observation`, soon, whatever happens."""
         ...
 
+    async def check(self, source: Source) -> None:
+        """Raises SandboxError when the function of this source can't be loaded."""
+        ...
+
     async def fit(self, source: Source) -> None:
         """Take the function from this source from now on. Raises SandboxError when it can't be loaded."""
         ...
@@ -45,6 +49,9 @@ class ConstantBrake:
     async def action(self, observation: Value) -> Value:  # noqa: ARG002 - the same for every observation
         """The value."""
         return self._value
+
+    async def check(self, source: Source) -> None:
+        """It needs no source."""
 
     async def fit(self, source: Source) -> None:
         """It needs no source."""
@@ -100,6 +107,11 @@ class ComputedBrake:
     def _instead(self, reason: str) -> Value:
         self._count(f"brake_faults.{reason}")
         return self._value
+
+    async def check(self, source: Source) -> None:
+        """Start the function of this source, and end it again. Raises SandboxError when it can't be loaded."""
+        if source.digest != self._digest:
+            await (await self._start(source)).aclose()
 
     async def fit(self, source: Source) -> None:
         """Start the function of this source, then end the one before. Raises SandboxError when it can't be loaded."""

@@ -261,7 +261,8 @@ class Runner:
         return await handler(message) or Done(request=message.request)
 
     async def _load(self, message: messages.Load) -> Done:
-        await self._control.brake.fit(message.source)
+        brake = self._control.brake
+        await (brake.fit if self._control.stable is None else brake.check)(message.source)  # what brakes is of the source that serves
         return Done(request=message.request, parameters=await self._workers.load(message.source, message.revision))
 
     async def _screen(self, message: messages.Screen) -> Done:
@@ -282,6 +283,9 @@ class Runner:
 
     async def _route(self, message: messages.Route) -> None:
         self._control.route(self._known(message.revision))
+        source = self._workers.source(message.revision)
+        if source is not None:
+            await self._control.brake.fit(source)
 
     async def _queue_pair(self, message: messages.QueuePair) -> None:
         plan = message.plan

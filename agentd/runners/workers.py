@@ -119,10 +119,10 @@ class Workers:
         slot = self._slots.get(revision)
         return slot.worker if slot is not None else None
 
-    def revision(self, revision: str) -> Revision | None:
-        """A loaded revision by its id."""
+    def source(self, revision: str) -> Source | None:
+        """The source of a loaded revision."""
         slot = self._slots.get(revision)
-        return slot.revision if slot is not None else None
+        return slot.source if slot is not None else None
 
     async def start_brake(self, source: Source, entrypoint: str) -> BrakeWorker:
         """A process of its own for the author's safe action. Raises SandboxError."""

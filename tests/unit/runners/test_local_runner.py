@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import msgspec
 import pytest
@@ -85,6 +86,14 @@ ANSWERS = """
     class Controller:
         def act(self, observation):
             return {answer}
+"""
+BRAKED = """
+    def brake(observation):
+        return [{torque}]
+
+    class Controller:
+        def act(self, observation):
+            return "no torque"
 """
 
 
@@ -256,6 +265,19 @@ async def test_a_latched_safe_action_stays_to_the_end_of_the_episode(runners, ma
     assert [step.safe for step in finished.steps[:5]] == [None, None, None, "invalid", "latched"]
     assert {step.safe for step in finished.steps[4:]} == {"latched"}
     assert {step.action for step in finished.steps[3:]} == {1}
+
+
+async def test_the_function_that_brakes_is_of_the_source_that_serves(runners, make_spec, make_program):
+    safe_action = {"value": [0.0], "entrypoint": "controller:brake", "deadline_ms": 1000.0}
+    spec = make_spec(environment={"kind": "gymnasium", "id": "Pendulum-v1", "max_steps": 5, "safe_action": safe_action})
+    served_source, other = (make_program(BRAKED.format(torque=torque)) for torque in (0.5, 1.5))
+    runner = await served(runners, spec, served_source)
+    await runner.load(*other)  # as for comparing with what served earlier
+    for revision, torque in ((served_source[1].id, 0.5), (other[1].id, 1.5)):
+        await runner.route(revision)
+        begun = time.time()
+        braked = await episode(runner, lambda found, since=begun, by=revision: found.started_at > since and found.revision == by)
+        assert {step.action[0] for step in braked.steps} == {torque}
 
 
 async def test_without_a_latch_the_policy_goes_on_at_the_next_tick(runners, make_spec, make_program):
