@@ -235,7 +235,7 @@ class Device:
                 return
             asked_at = time.monotonic()
             action, source, revision = await self._ask(begin.episode, step, message)
-            if self._reset is not None:
+            if self._reset is not None and not self._stopping:
                 return  # a new episode was asked for: its reset is this plant's next action
             observation, reward, terminated, truncated, info = await _call(self._on_step, action)
             self._log(Applied(begin.episode, step, action, source, revision, time.monotonic() - asked_at))
@@ -245,7 +245,7 @@ class Device:
                 "observation": observation,
                 "reward": reward,
                 "terminated": bool(terminated),
-                "truncated": bool(truncated) or self._stopping,
+                "truncated": bool(truncated) or (self._stopping and fallback),
                 "info": info,
             }
             tick_at = max(tick_at + self._step_interval, time.monotonic())
@@ -259,6 +259,8 @@ class Device:
         """
         self._wanted = (episode, step)
         answered = self._answer = asyncio.get_running_loop().create_future()
+        if self._stopping:
+            _settle(answered, None)
         limit = asyncio.get_running_loop().call_later(self._action_timeout, _settle, answered, "late")
         self._unsent = (message, answered)  # in the place of one that the network hasn't taken yet
         if self._sending is None or self._sending.done():

@@ -163,6 +163,39 @@ async def test_garbage_is_counted_and_costs_nothing(mosquitto, agent, payload):
     assert device.counts["malformed"] == 2
 
 
+@pytest.mark.parametrize("when", ["in a tick", "between two ticks", "as it waits for an action", "as a reset has come"])
+async def test_stopped_at_any_moment_it_leaves_the_plant_with_its_fallback(mosquitto, agent, when):
+    reset_came = asyncio.Event()
+
+    class Stopping(Plant):
+        async def step(self, action):
+            if when == "in a tick":
+                device.stop()
+            elif when == "as a reset has come":
+                await reset_came.wait()
+                device.stop()
+            elif when == "between two ticks":
+                asyncio.get_running_loop().call_later(0.01, device.stop)
+            return await super().step(action)
+
+    plant = Stopping(length=100)
+    async with serving(mosquitto, plant, action_timeout=5.0, step_interval=0.05) as device:
+        await agent.ready()
+        await agent.command()
+        await agent.act(await agent.next("observation"))
+        if when == "as it waits for an action":
+            await agent.next("observation")
+            device.stop()
+        elif when == "as a reset has come":
+            await agent.command(episode="e2")
+            await agent.next("response")
+            reset_came.set()
+        while (status := await agent.next("status"))["status"] != "stopped":
+            assert status["status"] == "ready"
+    assert plant.given == ["go", "brake"]
+    assert [line.source for line in device.applied] == ["action", "fallback"]
+
+
 async def test_a_new_reset_ends_the_episode_that_runs(mosquitto, agent):
     plant = Plant(length=100)
     async with serving(mosquitto, plant):
