@@ -68,8 +68,8 @@ class Broker:
         secure = parts.scheme == "mqtts"
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         mistakes = list(_mistakes(options, secure=secure, username=parts.username, password=parts.password))
-        if parts.path not in {"", "/"} or parts.fragment:
-            mistakes.append("nothing may follow the port but ?options; a user or a password with / or # has it as %2F or %23")
+        if parts.path not in {"", "/"} or parts.fragment or "@" in "".join(options):
+            mistakes.append("nothing may follow the port but ?options; a user or a password with /, ? or # has it as %2F, %3F or %23")
         if mistakes:
             raise ValueError("the broker's address: " + "; ".join(mistakes))
         return cls(
@@ -152,7 +152,8 @@ def connection_arguments(address: str) -> dict[str, Any]:
 def _mistakes(options: dict[str, str], *, secure: bool, username: str | None, password: str | None) -> Iterable[str]:
     for name, value in options.items():
         if name not in {*_FILES, "protocol"}:
-            yield f"knows no option {name}; there are protocol, {', '.join(_FILES)}"
+            shown = f" {name}" if name.isidentifier() and "@" not in value else ""  # it may be the rest of a password
+            yield f"knows no option{shown}; there are protocol, {', '.join(_FILES)}"
         elif not value:
             yield f"{name} is empty"
         elif name == "protocol" and value not in PROTOCOLS:

@@ -339,6 +339,8 @@ async def test_a_certificate_that_was_renewed_is_used_by_the_next_connection(bro
         ("mqtt://broker:99999", ["the port is a number up to 65535"]),
         ("mqtt://broker/topic", ["nothing may follow the port"]),
         ("mqtt://u:s3cret/x@broker", ["port is a number"]),
+        ("mqtt://u:42?s3cret=7@broker", ["knows no option; there are protocol"]),
+        ("mqtt://u:42?s3cret@broker", ["nothing may follow the port but ?options; a user or a password with /, ? or # has it as %2F"]),
         (
             "mqtt://:s3cret@broker?protocol=4&ca_file=/ca&colour=red&key_file=",
             [
