@@ -135,7 +135,8 @@ class _Judge:
     def __init__(self, program: Program, guide: Guide) -> None:
         self._program = program
         self._guide = guide
-        self._sees_input = len(inspect.signature(guide).parameters) > 2
+        by_place = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        self._sees_input = sum(parameter.kind in by_place for parameter in inspect.signature(guide).parameters.values()) > 2
 
     def run(self, case: Case) -> tuple[Node[Any], float, str]:
         """The answer's node, its score and words. A program that raises scores 0, with its error for words."""

@@ -1,6 +1,7 @@
 """`train`: a program is improved on cases, in a script."""
 
 import asyncio
+import functools
 import json
 import threading
 
@@ -126,6 +127,17 @@ def test_a_guide_may_see_the_input_or_give_words_alone():
     result = train(Times(), CASES[1:], words, llm=Model(suggest(factor=3.0)), epochs=1)
     assert set(seen) <= {number for number, _ in CASES[1:]}
     assert (result.before, result.after) == (0.0, 1.0)
+
+
+def test_what_a_guide_takes_by_name_is_its_own():
+    def strict(answer, reference, *, tolerance=40):
+        return guide(answer, reference) if tolerance == 40 else (0.0, "")
+
+    def open_to_more(answer, reference, **_):
+        return guide(answer, reference)
+
+    for taken in (strict, open_to_more, functools.partial(strict, tolerance=40)):
+        assert train(Times(), CASES, taken, llm=Model(suggest(factor=3.0)), epochs=1).after == 1.0
 
 
 def test_a_guide_and_a_data_set_of_trace_are_taken():
