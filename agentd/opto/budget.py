@@ -81,6 +81,10 @@ class Ledger:
         """Sets what the account `agent` may spend from now on."""
         self._limits[agent] = limits
 
+    def limits_dollars(self, agent: str) -> bool:
+        """Whether the account `agent` has a limit of dollars."""
+        return self._limits.get(agent, BudgetLimits()).dollars_per_day is not None
+
     def remaining(self, agent: str, at: float) -> Remaining:
         """What the account `agent` may still spend at time `at`."""
         limits = self._limits.get(agent, BudgetLimits())
@@ -211,6 +215,10 @@ class Lease:
         """Replaces a reservation by what the call really used."""
         self._held.pop(reservation.number, None)
         self._rows.append(usage)
+
+    def limits_dollars(self, agent: str) -> bool:  # noqa: ARG002 - it is one agent's
+        """Whether the grant has a limit of dollars."""
+        return self._grant.dollars is not None
 
     def _lacks(self, dollars: float, calls: int = 1) -> str | None:
         """The limit that so many calls of `dollars` together would pass."""

@@ -40,6 +40,8 @@ _KEY_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _KEY_SHAPES = re.compile(r"(?i)\b(sk-|gsk_|xai-|hf_|AIza)[\w*.-]{4,}|(?<=bearer )[\w.~+/*-]{4,}")
 _MASK = "[key]"
 
+_logger = logging.getLogger("agentd.opto.llm")
+
 
 @dataclass(frozen=True, slots=True)
 class LlmSettings:
@@ -85,6 +87,9 @@ class Purse(Protocol):
     def settle(self, reservation: Reservation, usage: Usage) -> None:
         """The call is over."""
 
+    def limits_dollars(self, agent: str) -> bool:
+        """Whether there is a limit of dollars."""
+
 
 async def _discard(usage: Usage) -> None:
     """The default for who doesn't want usage records."""
@@ -112,6 +117,7 @@ class LitellmClient:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._schema_form: dict[str, int] = {}
         self._blind: set[str] = set()
+        self._unpriced: set[str] = set()
         self._litellm: Any = None
         self._loading = asyncio.Lock()
 
@@ -186,7 +192,13 @@ class LitellmClient:
         litellm = await self._load()
         _note_price(litellm, model)
         price = _price(litellm, model, tokens_of(request.messages), request.max_tokens)
-        reservation = self._ledger.reserve(request.agent, price, self._clock.time())
+        hosted = self._settings.api_base is None and self._ledger.limits_dollars(request.agent)
+        if price is None and hosted and model not in self._unpriced:
+            self._unpriced.add(model)
+            _logger.warning(
+                "no price is known for %s: what it costs doesn't count for dollars_per_day, only calls_per_hour limits it", model
+            )
+        reservation = self._ledger.reserve(request.agent, price or 0.0, self._clock.time())
         outcome, reply = "cancelled", LlmReply(text="", model=model)
         try:
             response = await self._call(litellm, model, request)
@@ -342,12 +354,12 @@ def _note_price(litellm: Any, model: str) -> None:
         litellm.model_cost.setdefault(model, {**free, "supports_vision": True})  # as for any model that is not known to be blind
 
 
-def _price(litellm: Any, model: str, tokens_in: int, tokens_out: int) -> float:
-    """Dollars, at most; 0 for a model without a known price, which is a local one."""
+def _price(litellm: Any, model: str, tokens_in: int, tokens_out: int) -> float | None:
+    """Dollars, at most; None for a model without a known price: a local one, or one that is newer than litellm's table."""
     try:
         asked, answered = litellm.cost_per_token(model=model, prompt_tokens=tokens_in, completion_tokens=tokens_out)
     except Exception:  # noqa: BLE001 - litellm raises many things for a model it doesn't know
-        return 0.0
+        return None
     return float(asked + answered)
 
 
@@ -362,7 +374,7 @@ def _read(litellm: Any, model: str, response: Any) -> LlmReply:
         model=model,
         tokens_in=tokens_in,
         tokens_out=tokens_out or (estimate_tokens(text) if text else 0),
-        dollars=_price(litellm, model, tokens_in, tokens_out),
+        dollars=_price(litellm, model, tokens_in, tokens_out) or 0.0,
         finish_reason=str(choices[0].finish_reason) if choices else "none",
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import random
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +182,18 @@ async def test_dollars_are_reserved_with_the_price_of_the_model():
     assert 0 < reply.dollars < 1e-3
     left = ledger.remaining("robot", SystemClock().time()).dollars
     assert left == pytest.approx(1.0 - reply.dollars)
+
+
+async def test_of_a_hosted_model_without_a_known_price_it_is_said_once_that_a_limit_of_dollars_holds_for_nothing(monkeypatch, caplog):
+    unlimited = Ledger()
+    unlimited.limit("robot", BudgetLimits(dollars_per_day=None))
+    async with ScriptedLlm("fine") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        with caplog.at_level(logging.WARNING):
+            async with client(server, api_base=None) as hosted, client(server) as local, client(server, unlimited, api_base=None) as free:
+                for llm in (hosted, hosted, local, free):
+                    assert (await llm.complete(request())).dollars == 0.0
+    assert caplog.text.count("no price is known for openai/scripted") == 1
 
 
 async def test_the_key_is_in_no_error_no_repr_and_no_log(caplog):
