@@ -118,13 +118,21 @@ def _ignore(line: str) -> None:
 
 def argument(text: str) -> tuple[str, Any]:
     """`name=value`; the value is JSON where it can be, else text. Raises UsageMistake."""
-    name, equals, value = text.partition("=")
+    name, equals, written = text.partition("=")
     if not equals or not name.isidentifier():
         raise UsageMistake(f"an argument should be name=value, not {text}")
     try:
-        return name, json.loads(value)
+        value = json.loads(written)
     except ValueError:
-        return name, value
+        return name, written
+    if not _is_toml(value):
+        raise UsageMistake(f"--arg {name}: a text, a number, true, false or a list of these can stand in agent.toml, not {written}")
+    return name, value
+
+
+def _is_toml(value: Any) -> bool:
+    """Whether TOML writes it as JSON does."""
+    return all(map(_is_toml, value)) if isinstance(value, list) else isinstance(value, bool | int | float | str)
 
 
 def as_json(written: Written) -> JsonObject:

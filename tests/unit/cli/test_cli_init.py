@@ -189,6 +189,8 @@ def test_other_keys_of_the_cases_and_data_from_elsewhere_are_noted(folder, tmp_p
         ("program:Agent", "program:Agent", ("prompt=!",), "should be a function of the answer and the reference"),
         ("program:Agent", "program:too_many", ("prompt=!",), "takes 4 arguments"),
         ("program:Agent", "program:words_only", ("prompt",), "an argument should be name=value"),
+        ("program:Agent", "program:words_only", ("prompt=null",), "--arg prompt: a text, a number, true, false or a list of these"),
+        ("program:Agent", "program:words_only", ('prompt=[{"a": 1}]',), "a list of these can stand in agent.toml, not [{"),
     ],
 )
 def test_what_can_not_be_is_said_and_nothing_is_written(folder, program, guide, args, expected):
