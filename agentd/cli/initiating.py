@@ -27,6 +27,8 @@ from agentd.spec import load_agent
 VALIDATION = 0.3
 _ALLOWED = ("math", "numpy")
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -59,7 +61,7 @@ class _Program:
 
     entrypoint: Entrypoint
     tree: ast.Module
-    definition: ast.ClassDef | ast.FunctionDef
+    definition: ast.ClassDef | _Function
     inputs: tuple[str, ...]
     acts: bool
 
@@ -162,9 +164,9 @@ def print_written(out: Console, written: Written, folder: Path) -> None:
 def _program(folder: Path, options: Options) -> _Program:
     entrypoint, tree = _module(folder, options.program)
     definition = _definition(tree, entrypoint)
-    if isinstance(definition, ast.FunctionDef):
+    if isinstance(definition, _Function):
         return _Program(entrypoint, tree, definition, _required(definition, 0), acts=False)
-    methods = {statement.name: statement for statement in definition.body if isinstance(statement, ast.FunctionDef)}
+    methods = {statement.name: statement for statement in definition.body if isinstance(statement, _Function)}
     needed = set(_required(methods["__init__"], 1)) - set(options.args) if "__init__" in methods else set()
     if needed:
         names = " ".join(f"--arg {name}=..." for name in sorted(needed))
@@ -195,14 +197,14 @@ def _module(folder: Path, text: str) -> tuple[Entrypoint, ast.Module]:
     return entrypoint, tree
 
 
-def _definition(tree: ast.Module, entrypoint: Entrypoint) -> ast.ClassDef | ast.FunctionDef:
-    found = {statement.name: statement for statement in tree.body if isinstance(statement, ast.ClassDef | ast.FunctionDef)}
+def _definition(tree: ast.Module, entrypoint: Entrypoint) -> ast.ClassDef | _Function:
+    found = {statement.name: statement for statement in tree.body if isinstance(statement, ast.ClassDef | _Function)}
     if entrypoint.name not in found:
         raise UsageMistake(f"{entrypoint.files[0]} defines no {entrypoint.name}; it defines: {', '.join(found) or 'nothing'}")
     return found[entrypoint.name]
 
 
-def _required(function: ast.FunctionDef, bound: int) -> tuple[str, ...]:
+def _required(function: _Function, bound: int) -> tuple[str, ...]:
     """The arguments that a call must give, without the first `bound`."""
     arguments = [*function.args.posonlyargs, *function.args.args]
     count = len(arguments) - len(function.args.defaults)
@@ -314,7 +316,7 @@ def _hosted(program: _Program) -> str:
 def _module_parameters(tree: ast.Module) -> Iterator[str]:
     """Names at the top of a module that hold what is trainable: nodes and bundled functions."""
     for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef) and any(map(_is_trainable, statement.decorator_list)):
+        if isinstance(statement, _Function) and any(map(_is_trainable, statement.decorator_list)):
             yield statement.name
         elif isinstance(statement, ast.Assign) and _is_trainable(statement.value):
             yield from (target.id for target in statement.targets if isinstance(target, ast.Name))

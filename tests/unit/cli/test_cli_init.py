@@ -145,6 +145,33 @@ def guide(answer, reference):
     assert await answer(folder, {"question": "a", "number": 2}) == "aa?!"
 
 
+async def test_what_is_asynchronous_is_hosted_as_well(folder):
+    (folder / "program.py").write_text("""
+from agentd.trace import model, node
+suffix = node("?", trainable=True)
+
+async def agent(question, number):
+    return suffix + question * number
+
+@model
+class Agent:
+    def __init__(self):
+        self.suffix = node("!", trainable=True)
+
+    async def __call__(self, question, number):
+        return self.suffix + question * number
+
+def guide(answer, reference):
+    return 1.0
+""")
+    for program, expected in (("program:agent", "?aa"), ("program:Agent", "!aa")):
+        result = await asyncio.to_thread(init, folder, program, guide="program:guide", args=())
+        assert result.exit_code == 0, result.output
+        assert await answer(folder, {"question": "a", "number": 2}) == expected
+        for file in ("agent.toml", "hosted.py", "feedback.py"):
+            (folder / file).unlink()
+
+
 async def test_what_is_in_the_way_keeps_its_name_and_its_content(folder):
     (folder / "feedback.py").write_text("def mine(answer, reference):\n    return 0.5, 'mine'\n")
     (folder / "hosted.py").write_text("mine = True\n")
