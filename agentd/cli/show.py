@@ -62,12 +62,14 @@ def word(value: str) -> Text:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
-    """A plain table; the columns named in `right` hold numbers."""
+    """A plain table; the columns named in `right` hold numbers. An empty one without a head is left out: it would narrow the others."""
+    cells = [[cell if isinstance(cell, Text) else text(cell) for cell in row] for row in rows]
+    shown = [index for index, head in enumerate(heads) if head or any(row[index].plain for row in cells)]
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(heads))
-    for head in heads:
-        made.add_column(head, justify="right" if head in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    for index in shown:
+        made.add_column(heads[index], justify="right" if heads[index] in right else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*(row[index] for index in shown))
     return made
 
 

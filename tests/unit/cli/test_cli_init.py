@@ -91,6 +91,11 @@ def test_it_says_what_is_trainable_and_how_the_cases_are_split(folder):
     assert (folder / "program.py").read_text() == before
 
 
+def test_a_parameter_that_needs_no_explanation_stands_on_one_line(folder):
+    (folder / "program.py").write_text(PROGRAM.replace("    @bundle(trainable=True)", "    @bundle()"))
+    assert "  prompt  text\n" in init(folder).stdout.replace(" \n", "\n")
+
+
 def test_its_document_has_the_same(folder):
     document = json.loads(init(folder, "program:Agent", "--json", "--name", "parrot").stdout)
     assert document["agent"] == "parrot"
