@@ -234,7 +234,7 @@ class Device:
                         await self._say("up/observation", message)
                 return
             asked_at = time.monotonic()
-            action, source, revision = await self._ask(begin.episode, step, message)
+            action, source, revision = await self._ask(begin.episode, step, message, asked_at)
             if self._reset is not None and not self._stopping:
                 return  # a new episode was asked for: its reset is this plant's next action
             observation, reward, terminated, truncated, info = await _call(self._on_step, action)
@@ -251,11 +251,12 @@ class Device:
             tick_at = max(tick_at + self._step_interval, time.monotonic())
             await asyncio.sleep(tick_at - time.monotonic())
 
-    async def _ask(self, episode: str, step: int, message: dict[str, Any]) -> tuple[Any, SourceOfAction, str]:
+    async def _ask(self, episode: str, step: int, message: dict[str, Any], asked_at: float) -> tuple[Any, SourceOfAction, str]:
         """Publish an observation and wait for its action, no longer than `action_timeout`.
 
         The limit is a timer that answers, not a cancellation: what it would have to cancel is aiomqtt's, whose `asyncio.wait_for` of
-        Python 3.11 swallows one that comes as the message is confirmed, and this plant would wait for ever.
+        Python 3.11 swallows one that comes as the message is confirmed, and this plant would wait for ever. Where this process was held up,
+        the event loop reads what came meanwhile before it looks at its timers: so the clock decides.
         """
         self._wanted = (episode, step)
         answered = self._answer = asyncio.get_running_loop().create_future()
@@ -270,6 +271,8 @@ class Device:
         finally:
             limit.cancel()
             self._wanted = self._answer = None
+        if isinstance(answer, _Action) and time.monotonic() - asked_at > self._action_timeout:
+            answer = "late"
         if isinstance(answer, _Action):
             return answer.action, "safe" if answer.safe else "action", answer.revision
         if answer is not None:

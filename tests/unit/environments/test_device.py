@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 
 import pytest
+from paho.mqtt import client as mqtt
 
 from agentd.device import Device, backoff, connection_arguments
 from agentd.device.connection import Client, connected
@@ -224,6 +226,35 @@ async def test_a_command_it_does_not_know_is_answered(mosquitto, agent):
         await agent.command("dance")
         answer = await agent.next("response")
     assert (answer["id"], answer["ok"], answer["error"]) == ("c1", False, "unknown verb 'dance'")
+
+
+async def test_an_action_is_not_applied_after_its_time_though_it_came_before(mosquitto, agent, until):
+    """The plant's process is held up: when it goes on, the action is there, and the limit has passed."""
+    loop = asyncio.get_running_loop()
+
+    def answer(client, _, message):
+        observation = json.loads(message.payload)
+        if observation["step"] == 1:
+            loop.call_soon_threadsafe(time.sleep, 0.8)
+            time.sleep(0.1)
+        fields = {key: observation[key] for key in ("session", "episode", "step")}
+        client.publish(f"{TOPIC}/down/action", json.dumps(fields | {"action": "go", "revision": "r", "safe": False}))
+
+    elsewhere = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    elsewhere.on_message = answer
+    elsewhere.connect("127.0.0.1", mosquitto.port)
+    elsewhere.subscribe(f"{TOPIC}/up/observation")
+    elsewhere.loop_start()
+    try:
+        async with serving(mosquitto, Plant(length=3), action_timeout=0.5) as device:
+            await agent.ready()
+            await agent.command()
+            await until(lambda: len(device.applied) == 3)
+    finally:
+        elsewhere.disconnect()
+        elsewhere.loop_stop()
+    assert [applied.source for applied in device.applied] == ["action", "fallback", "action"]
+    assert device.counts["late"] == 1
 
 
 async def test_it_can_begin_by_itself_when_nobody_asks(mosquitto, agent, until):
