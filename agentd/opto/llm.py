@@ -41,6 +41,8 @@ _KEY_SHAPES = re.compile(r"(?i)\b(sk-|gsk_|xai-|hf_|AIza)[\w*.-]{4,}|(?<=bearer 
 _MASK = "[key]"
 
 _logger = logging.getLogger("agentd.opto.llm")
+_users: set[int] = set()
+"""The clients of this process that are open: litellm knows only connections of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,8 @@ class LitellmClient:
         """Closes litellm's connections and ends its background task."""
         if self._litellm is not None:
             litellm, self._litellm = self._litellm, None
-            await asyncio.shield(_close(litellm))
+            _users.discard(id(self))
+            await asyncio.shield(_close(litellm, last=not _users))
 
     async def load(self) -> None:
         """Load litellm now, so that the first call doesn't have to wait for it."""
@@ -301,6 +304,7 @@ class LitellmClient:
         async with self._loading:
             if self._litellm is None:
                 self._litellm = await asyncio.to_thread(_import_litellm)
+                _users.add(id(self))
         return self._litellm
 
 
@@ -327,12 +331,23 @@ def _import_litellm() -> Any:
     return litellm
 
 
-async def _close(litellm: Any) -> None:
-    worker = importlib.import_module("litellm.litellm_core_utils.logging_worker").GLOBAL_LOGGING_WORKER
-    with contextlib.suppress(Exception):  # nothing in there is ours, and nothing is lost
-        await asyncio.wait_for(worker.stop(), timeout=2.0)
-    await litellm.close_litellm_async_clients()
-    litellm.in_memory_llm_clients_cache.flush_cache()
+async def _close(litellm: Any, *, last: bool) -> None:
+    """Close the connections of this event loop, and all where this was the `last` client: another thread's calls would break off, and be
+    asked, and paid for, again.
+    """  # noqa: D205 - one thought
+    if last:
+        worker = importlib.import_module("litellm.litellm_core_utils.logging_worker").GLOBAL_LOGGING_WORKER
+        with contextlib.suppress(Exception):  # nothing in there is ours, and nothing is lost
+            await asyncio.wait_for(worker.stop(), timeout=2.0)
+        await litellm.close_litellm_async_clients()
+        litellm.in_memory_llm_clients_cache.flush_cache()
+        return
+    cache = litellm.in_memory_llm_clients_cache
+    own = cache.update_cache_key_with_event_loop("")
+    for key in [key for key in list(cache.cache_dict) if key.endswith(own)]:
+        handler = cache.cache_dict.pop(key, None)
+        with contextlib.suppress(Exception):  # as above
+            await (getattr(handler, "_client", None) or getattr(handler, "client", handler)).aclose()
 
 
 def _without_images(request: LlmRequest) -> LlmRequest:

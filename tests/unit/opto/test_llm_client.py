@@ -16,6 +16,7 @@ from agentd.opto.budget import Ledger
 from agentd.opto.cache import DiskCache
 from agentd.opto.contract import BudgetLimits, LlmRequest, Message
 from agentd.opto.llm import LitellmClient, LlmSettings, _import_litellm, variables_of
+from agentd.opto.script_models import ScriptHost
 from agentd.settings import load_settings
 from agentd.testing.llm import Reply, ScriptedLlm, in_turn
 
@@ -234,6 +235,27 @@ async def test_a_strict_server_gets_the_schema_without_limits():
     async with ScriptedLlm(script) as server, client(server) as llm:
         await llm.complete(request(schema=schema))
     assert server.requests[-1].schema == {"type": "object", "properties": {"why": {"type": "string"}}}
+
+
+async def test_who_has_asked_in_one_thread_breaks_off_nothing_of_another(monkeypatch):
+    asked_first, done = asyncio.Event(), asyncio.Event()
+
+    async def script(asked):
+        if asked.prompt == "slow":
+            asked_first.set()
+            await done.wait()
+        return "fine"
+
+    async with ScriptedLlm(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        host = ScriptHost("openai/scripted")
+        slow = asyncio.create_task(asyncio.to_thread(host.complete, [{"role": "user", "content": "slow"}]))
+        await asked_first.wait()
+        assert await asyncio.to_thread(host.complete, [{"role": "user", "content": "quick"}]) == "fine"
+        done.set()
+        assert await slow == "fine"
+    assert [asked.prompt for asked in server.requests] == ["slow", "quick"]
 
 
 async def test_only_so_many_calls_are_under_way_at_once():
