@@ -100,7 +100,8 @@ async def _only_one(state_directory: Path) -> AsyncIterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise AgentdError(f"another agentd runs with the state directory {state_directory}") from error
+            advice = "end it, or choose another directory by --state or AGENTD_STATE_DIRECTORY"
+            raise AgentdError(f"another agentd runs with the state directory {state_directory}: {advice}") from error
         yield
     finally:
         os.close(handle)
