@@ -64,7 +64,8 @@ Rate = Annotated[str, AfterValidator(check_rate)]
 Size = Annotated[str, AfterValidator(check_size)]
 """A text such as "256MiB"; `parse_size` gives its bytes."""
 
-ALGORITHMS = ("hybrid", "optoprime", "search")
+NEED_A_MODEL = ("opro", "optoprime", "textgrad")
+ALGORITHMS = ("hybrid", *NEED_A_MODEL, "search")
 
 
 def _check_name(name: str) -> str:

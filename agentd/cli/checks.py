@@ -19,7 +19,7 @@ from agentd.opto.factory import check_options
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
 from agentd.settings import DaemonSettings, masked
-from agentd.spec import AgentSpec, EnvironmentKind, ModelsSection, load_agent
+from agentd.spec import NEED_A_MODEL, AgentSpec, EnvironmentKind, ModelsSection, load_agent
 from agentd.store import SqlStore
 
 CONNECT_SECONDS = 3.0
@@ -178,12 +178,13 @@ def _check_models(settings: DaemonSettings, specs: Sequence[AgentSpec]) -> list[
         found.append(Finding("bad", "models", f"api_key_env names {settings.missing_key}, which is not set"))
     models = sorted({model for spec in specs for model in spec.optimizer.models or settings.models} | _of_policies(settings, specs))
     needing = sorted(
-        spec.agent.name for spec in specs if spec.optimizer.algorithm == "optoprime" and not (spec.optimizer.models or settings.models)
+        f"{spec.agent.name}: the optimizer {spec.optimizer.algorithm} needs a model; none is named"
+        for spec in specs
+        if spec.optimizer.algorithm in NEED_A_MODEL and not (spec.optimizer.models or settings.models)
     )
     found += [_check_policy_models(spec, spec.models, settings) for spec in specs if spec.models is not None]
-    if needing:
-        found.append(Finding("bad", "models", f"{', '.join(needing)}: the optimizer optoprime needs a model; none is named"))
-    elif specs and not models:
+    found += [Finding("bad", "models", text) for text in needing]
+    if specs and not models and not needing:
         found.append(Finding("hint", "models", "none is named: proposals come from the search over numbers alone"))
     return found + [_check_model(model, settings) for model in models]
 

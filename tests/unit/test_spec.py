@@ -1,5 +1,6 @@
 """agent.toml and its folder: what is read, what the digest depends on, and that every mistake is told at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 from agentd.configuration import parse_duration, parse_size, validate
 from agentd.errors import SpecError
+from agentd.opto.contract import OptimizerContext
+from agentd.opto.factory import make_optimizer
 from agentd.records import Goal, Kind, MetricRule, Parameter, Space, make_revision
 from agentd.source import MAX_FILE_BYTES
 from agentd.spaces import why_outside
@@ -22,6 +25,7 @@ from agentd.spec import (
     space_record,
     watch_settings,
 )
+from agentd.testing.optimizers import NoModel
 
 GOOD = """
 schema = 1
@@ -609,3 +613,13 @@ def test_a_scope_that_can_not_be_is_refused_before_anything_starts(folder, lines
     folder.write("agent.toml", GOOD + f"[sandbox]\n{lines}\n")
     with pytest.raises(SpecError, match=expected):
         load_agent(folder.path)
+
+
+def test_every_optimizer_of_the_manual_can_be_named_and_made(folder, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    names = re.findall(r"^\| `(\w+)` \| .* \| (?:yes|no|where)", Path("docs/optimizers.md").read_text(), re.MULTILINE)
+    assert len(names) == 5
+    for name in names:
+        folder.write("agent.toml", GOOD + f'[optimizer]\nalgorithm = "{name}"\n')
+        algorithm = folder.load()[0].optimizer.algorithm
+        make_optimizer(OptimizerContext(agent="a", stable="r", parameters=(), values={}, algorithm=algorithm, models=("m",)), NoModel())

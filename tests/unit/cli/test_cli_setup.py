@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hosted import edited
 from typer.testing import CliRunner
 
@@ -218,6 +221,20 @@ def test_check_tells_mistakes_in_a_brokers_address_and_no_password(tmp_path: Pat
     assert "knows no option colour" in told
     assert "protocol should be 3.1.1 or 5" in told
     assert "s3cret" not in json.dumps(findings)
+
+
+@pytest.mark.parametrize("algorithm", ["opro", "optoprime", "textgrad"])
+def test_check_says_that_an_optimizer_needs_a_model(tmp_path: Path, monkeypatch, algorithm: str) -> None:
+    monkeypatch.delenv("AGENTD_MODELS", raising=False)
+    folder = tmp_path / "cartpole"
+    shutil.copytree(find("cartpole"), folder)
+    text = (folder / "agent.toml").read_text()
+    (folder / "agent.toml").write_text(
+        re.sub(r"(?m)^algorithm = .*$", "", text).replace("[optimizer]", f'[optimizer]\nalgorithm = "{algorithm}"')
+    )
+    code, findings = check(tmp_path, str(folder))
+    assert code == 1
+    assert f"cartpole: the optimizer {algorithm} needs a model; none is named" in [finding["message"] for finding in findings]
 
 
 def test_check_says_what_an_agent_may_ask_of_models(tmp_path: Path, monkeypatch) -> None:
