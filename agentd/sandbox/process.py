@@ -118,9 +118,9 @@ class WorkerProcess(Forked):
         self.channel = Channel(connection, self._channel_ended)
         super().__init__(child, log, on_log)
         if leaf is not None:
-            leaf.on_end = self.end
+            leaf.on_end = self._leaf_ended
             if leaf.reason is not None:
-                self.end(leaf.reason)
+                self._leaf_ended(leaf.reason)
 
     @classmethod
     async def start(cls, zygote: Zygote, program: str, memory_bytes: int, on_log: Callable[[str], None]) -> Self:
@@ -173,17 +173,23 @@ class WorkerProcess(Forked):
         if error is not None:
             self.end(error)
         elif self.reason is None:
-            self._wait_for_fate("the worker closed its channel")
+            self._wait_for_fate(WorkerDied("the worker closed its channel"))
 
-    def _wait_for_fate(self, otherwise: str) -> None:
+    def _leaf_ended(self, error: SandboxError) -> None:
+        if isinstance(error, WorkerDied) and error.exit_code == 0 and self.reason is None:
+            self._wait_for_fate(error)  # a leaf ends so where the program is gone: of what that died is better said by its own status
+        else:
+            self.end(error)
+
+    def _wait_for_fate(self, otherwise: WorkerDied) -> None:
         if self._grace is None:
-            self._grace = self._loop.call_later(STATUS_GRACE, self.end, WorkerDied(otherwise))
+            self._grace = self._loop.call_later(STATUS_GRACE, self.end, otherwise)
 
     def _fate(self, death: WorkerDied) -> None:
         if self.leaf is not None and death.exit_code == LEAF_LIED_EXIT:
             self.end(ProtocolViolation(f"{self.leaf.name} sent what none sends, and was killed"))
         elif self.leaf is not None and death.exit_code == LEAF_GONE_EXIT and self.reason is None:
-            self._wait_for_fate(f"{self.leaf.name} closed its channel")  # of what it died is better said by its own status
+            self._wait_for_fate(WorkerDied(f"{self.leaf.name} closed its channel"))  # of what it died is better said by its own status
         else:
             self.end(death)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -362,7 +363,7 @@ def lives(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123 - one line of /proc
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or just going
         return False
 
 
@@ -377,6 +378,19 @@ async def test_program_and_leaf_end_together(scopes: dict[str, Zygote], which: s
         assert "SIGKILL" in str(worker.reason)
         assert ("code parameters" in str(worker.reason)) == (which == "leaf")
     assert not await asyncio.to_thread(lambda: lives(worker.pid) or lives(worker.leaf_pid or 0))
+
+
+async def test_the_end_of_a_program_is_told_also_where_its_leaf_is_seen_to_end_first(scopes: dict[str, Zygote]) -> None:
+    """The leaf ends by itself when the program is gone; which of the two is noticed first is a matter of luck."""
+    async with await start(scopes["code"], LAW) as worker:
+        await worker.reset("robot", "e", 1)
+        assert worker.leaf_pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        while lives(worker.leaf_pid):  # noqa: ASYNC110 - nothing may be noticed before both have ended
+            time.sleep(0.01)  # noqa: ASYNC251 - as above
+        await asyncio.wait_for(worker.died.wait(), 10)
+        assert "SIGKILL" in str(worker.reason)
+        assert "code parameters" not in str(worker.reason)
 
 
 CHILD = simple("def law(self, x):\n    return x", "import subprocess\nimport time\n").replace(
