@@ -25,8 +25,9 @@ ALWAYS_IMPORTED = (
     "abc", "ast", "asyncio", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "encodings.ascii",
     "encodings.latin_1", "enum", "functools", "heapq", "inspect", "itertools", "linecache", "logging", "math", "operator", "random",
     "statistics", "string", "textwrap", "tokenize", "traceback", "typing", "warnings", "agentd.sandbox.server", "agentd.sandbox.policies",
-    "agentd.sandbox.judging", "agentd.sandbox.braking", "agentd.sandbox.leaves",
+    "agentd.sandbox.judging", "agentd.sandbox.braking", "agentd.sandbox.leaves", "numpy",
 )  # fmt: skip
+"""numpy also where the program may not import it: its observations may be arrays, and a locked worker can't read the library any more."""
 
 
 def main(arguments: list[str]) -> None:
@@ -74,15 +75,14 @@ def _import_all(names: list[str]) -> None:
     traced = (f"agentd.trace.{module.name}" for module in pkgutil.iter_modules(agentd.trace.__path__))  # some import others lazily
     for name in (*ALWAYS_IMPORTED, *traced, *names):
         importlib.import_module(name)
-    if "numpy" in sys.modules:
-        _warm_numpy()
+    _warm_numpy()
 
 
 def _warm_numpy() -> None:
     """Import and run what numpy loads lazily: a worker can't open the files any more."""
     for name in ("char", "dtypes", "exceptions", "fft", "linalg", "ma", "polynomial", "random", "rec", "strings"):
         importlib.import_module(f"numpy.{name}")
-    import numpy as np  # noqa: PLC0415 - only a zygote that was asked for it pays for numpy
+    import numpy as np  # noqa: PLC0415 - the probe needs none of it
 
     np.random.default_rng(0).normal(size=3)
     np.linalg.solve(np.eye(3), np.ones(3))

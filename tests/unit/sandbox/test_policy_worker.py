@@ -590,6 +590,17 @@ async def test_the_zygotes_end_is_the_end_of_its_workers() -> None:
         await worker.aclose()
 
 
+async def test_arrays_arrive_also_at_a_program_that_may_not_import_numpy() -> None:
+    text = "class P:\n    def act(self, observation):\n        return observation.sum()"
+    limits = Limits(step_timeout=10.0, load_timeout=30.0, allowed_imports=("math",))
+    async with await Zygote.start(imports=limits.allowed_imports, min_isolation=1) as zygote:
+        with pytest.raises(LoadError, match="may not import 'numpy'"):
+            await start(zygote, "import numpy", limits=limits)
+        async with await start(zygote, text, limits=limits) as worker:
+            await worker.reset("d", "e", 1)
+            assert await worker.act("d", 0, np.array([1.0, 2.0])) == 3.0
+
+
 async def test_datagrams_serve_where_there_are_no_packet_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentd.sandbox.zygote.sys.platform", "darwin")
     async with await Zygote.start(imports=("math",), min_isolation=1) as own, await start(own, TRACED) as worker:
