@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 import textwrap
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -386,8 +386,8 @@ async def test_the_end_of_a_program_is_told_also_where_its_leaf_is_seen_to_end_f
         await worker.reset("robot", "e", 1)
         assert worker.leaf_pid is not None
         os.kill(worker.pid, signal.SIGKILL)
-        while lives(worker.leaf_pid):  # noqa: ASYNC110 - nothing may be noticed before both have ended
-            time.sleep(0.01)  # noqa: ASYNC251 - as above
+        while lives(worker.leaf_pid):
+            time.sleep(0.01)  # noqa: ASYNC251 - nothing may be noticed before both have ended
         await asyncio.wait_for(worker.died.wait(), 10)
         assert "SIGKILL" in str(worker.reason)
         assert "code parameters" not in str(worker.reason)
