@@ -31,7 +31,7 @@ GRAPH = ["documentation", "code", "inputs", "others"]
 CONTESTANTS = {
     "agentd": ("agentd", {}),
     "trace-opt": ("trace-opt", {}),
-    "trace-opt, memory of 10": ("trace-opt", {"memory_size": 10}),
+    "trace-opt, mended": ("trace-opt", {"memory_size": 10, "mended": True}),
     "agentd without graph": ("agentd", {"mask": GRAPH}),
     "agentd without memory": ("agentd", {"memory_size": 0}),
     "agentd without schema": ("agentd", {"schema": False}),

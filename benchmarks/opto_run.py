@@ -15,6 +15,7 @@ import warnings
 
 MODEL = "model"
 MAX_TOKENS = 1024
+TERMINATE = "If no changes or answer are needed, just output TERMINATE."
 PATIENCE = 600  # seconds for one answer: the model may share its cores
 
 
@@ -238,13 +239,20 @@ def of_agentd(task, problem):
 
 
 def of_trace_opt(task, problem):
-    """As above. Its own log leaves out what it could not use."""
+    """As above. Its own log leaves out what it could not use.
+
+    The option `mended`: replies in a schema made of the parameters' names, with a limit on the reasoning, and no word that ends it all.
+    """
     from opto.optimizers import OptoPrime  # noqa: PLC0415 - agentd's has no trace-opt
 
     seeds = random.Random(task["seed"])
     log = []
+    options = dict(task["options"])
+    mended = options.pop("mended", False)
 
     def ask(messages, max_tokens=MAX_TOKENS, **more):
+        if mended:
+            more["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema_of(problem.parameters)}}
         body = {"model": MODEL, "messages": messages, "max_tokens": min(max_tokens, MAX_TOKENS), "seed": seeds.randrange(2**31), **more}
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{task['api_base']}/chat/completions", json.dumps(body).encode(), headers)
@@ -255,7 +263,19 @@ def of_trace_opt(task, problem):
         return answer
 
     objective = f"{OptoPrime.default_objective} {problem.objective}"
-    return OptoPrime(problem.parameters, ask, objective=objective, **task["options"]), log
+    optimizer = OptoPrime(problem.parameters, ask, objective=objective, **options)
+    if mended:
+        optimizer.output_format_prompt = optimizer.output_format_prompt.replace(TERMINATE, "")
+    return optimizer, log
+
+
+def schema_of(parameters):
+    """A reply in trace-opt's form: reasoning, and the values of these parameters."""
+    kinds = {int: "integer", float: "number", str: "string"}
+    values = {parameter.py_name: {"type": kinds[type(parameter.data)]} for parameter in parameters}
+    suggestion = {"type": "object", "properties": values, "required": list(values), "additionalProperties": False}
+    properties = {"reasoning": {"type": "string", "maxLength": 800}, "suggestion": suggestion}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def libraries(name):
