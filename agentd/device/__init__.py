@@ -56,7 +56,7 @@ SourceOfAction = Literal["action", "safe", "fallback"]
 class Applied:
     """One line of the device's own log: what the plant got at one tick, and where it came from.
 
-    `waited` is the time in seconds from the observation to the action; `revision` is what the agent said had chosen it.
+    `waited` is the time in seconds from the observation until the plant's step begins; `revision` is what the agent said had chosen it.
     """
 
     episode: str
@@ -237,8 +237,9 @@ class Device:
             action, source, revision = await self._ask(begin.episode, step, message, asked_at)
             if self._reset is not None and not self._stopping:
                 return  # a new episode was asked for: its reset is this plant's next action
+            waited = time.monotonic() - asked_at
             observation, reward, terminated, truncated, info = await _call(self._on_step, action)
-            self._log(Applied(begin.episode, step, action, source, revision, time.monotonic() - asked_at))
+            self._log(Applied(begin.episode, step, action, source, revision, waited))
             self.counts[source] += 1
             fallback = source == "fallback"
             message = {

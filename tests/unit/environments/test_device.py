@@ -257,6 +257,22 @@ async def test_an_action_is_not_applied_after_its_time_though_it_came_before(mos
     assert device.counts["late"] == 1
 
 
+async def test_how_long_an_action_was_waited_for_is_told_without_the_plants_own_step(mosquitto, agent, until):
+    class Slow(Plant):
+        async def step(self, action):
+            await asyncio.sleep(0.6)  # longer than an action is waited for
+            return await super().step(action)
+
+    async with serving(mosquitto, Slow(length=1), action_timeout=0.5) as device:
+        await agent.ready()
+        await agent.command()
+        await agent.act(await agent.next("observation"))
+        await until(lambda: device.applied)
+    (applied,) = device.applied
+    assert applied.source == "action"
+    assert applied.waited < 0.5
+
+
 async def test_it_can_begin_by_itself_when_nobody_asks(mosquitto, agent, until):
     plant = Plant(length=1)
     async with serving(mosquitto, plant, begin_after=0.05, action_timeout=5.0) as device:
