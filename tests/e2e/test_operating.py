@@ -126,6 +126,7 @@ async def test_reloads_that_meet_do_no_harm(hosted):
     robot.prove()
 
 
+@pytest.mark.long
 async def test_a_folder_that_breaks_does_not_end_the_agent_that_runs(hosted):
     folder = hosted.add_agent("cartpole", edit=quick())
     folder = folder.rename(hosted.agents / "a-folder-with-another-name")

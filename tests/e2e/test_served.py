@@ -1,5 +1,6 @@
 """An agent that answers over HTTP and is judged later: real daemon, real HTTP, clients that answer late, differently, or not at all."""
 
+import pytest
 from hosted import edited
 from served import Clients, add
 
@@ -56,6 +57,7 @@ async def judged(hosted, episode):
     return await hosted.client.episode(episode) if episode in found else None
 
 
+@pytest.mark.long
 async def test_a_candidate_whose_clients_fall_silent_is_rejected_though_silence_costs_no_score(hosted):
     rules = {"feedback_timeout": "3s", "silent_score": 5.0, "selection_pairs": 0, "prune": {"after_pairs": 1000}}
     add(hosted, edit=edited(**{f"release__{key}": value for key, value in rules.items()}))

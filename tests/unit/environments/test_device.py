@@ -341,7 +341,9 @@ def test_a_pause_before_the_next_attempt_grows_to_a_cap_and_is_jittered():
     assert len(set(pauses)) == 40
 
 
-@pytest.mark.parametrize("action_timeout", [0.0004, 0.0007, 0.001, 0.0015, 0.003])
+@pytest.mark.parametrize(
+    "action_timeout", [0.0007, 0.0015, *(pytest.param(seconds, marks=pytest.mark.long) for seconds in (0.0004, 0.001, 0.003))]
+)
 async def test_a_time_limit_that_ends_while_an_observation_is_just_sent_never_leaves_the_plant_waiting(mosquitto, until, action_timeout):
     plant = Plant(length=10_000)
     async with serving(mosquitto, plant, action_timeout=action_timeout, begin_after=0.0) as device:
