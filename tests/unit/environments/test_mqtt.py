@@ -397,6 +397,7 @@ async def test_of_a_device_that_goes_before_it_could_be_heard_nobody_is_told_tha
     async with asyncio.timeout(10):
         async for found in environment.changes():
             if isinstance(found, Left):
+                assert found.device in here
                 here.remove(found.device)
             elif found.device.session == "s3":
                 break

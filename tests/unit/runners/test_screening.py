@@ -143,6 +143,8 @@ async def test_an_agent_without_a_deadline_takes_its_time(zygote: Zygote) -> Non
 
 
 PAIRS: list[tuple[Value, Value, bool]] = [
+    (1, 1.0 + 1e-12, True),
+    (1.0 + 1e-12, 1, True),
     ({"x": np.array([1, 2])}, {"x": np.array([1, 2])}, True),
     ({"x": np.array([1, 2])}, {"x": np.array([1, 3])}, False),
     ({"x": np.array([1, 2])}, {"y": np.array([1, 2])}, False),
