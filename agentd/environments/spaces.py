@@ -1,6 +1,7 @@
 """Spaces: from Gymnasium, and what a value looks like inside one."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,28 +104,40 @@ def _fit_discrete(space: Space, value: Value) -> int:
 
 def _fit_box(space: Space, value: Value) -> Value:
     if len(space.shape) == 1 and type(value) is list and len(value) == space.shape[0]:
-        items = value  # the common case, without numpy
+        items = value  # the common case
+    elif math.prod(space.shape) == 1:
+        items = _components((), _unwrapped(value))
     else:
-        array = _array(space, value)
-        if array.size == 1 and math.prod(space.shape) == 1:
-            array = array.reshape(space.shape)
-        if array.shape != space.shape:
-            raise ValueError(f"shape {space.shape} was expected, not {array.shape}")
-        items = array.ravel().tolist()
+        items = _components(space.shape, value)
     fitted = [_within(item, _bound(space.low, index), _bound(space.high, index), index) for index, item in enumerate(items)]
     if len(space.shape) == 0:
         return fitted[0]
     return fitted if len(space.shape) == 1 else np.array(fitted).reshape(space.shape)
 
 
-def _array(space: Space, value: Value) -> Any:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):  # rows of different lengths
-        array = np.asarray(None)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"numbers of shape {space.shape} were expected, not {_shown(value)}")
-    return array.astype(float)
+def _unwrapped(value: Value) -> Value:
+    """The one number of a value that holds no more, however it is wrapped."""
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value.reshape(()) if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def _components(shape: tuple[int, ...], value: Value) -> list[Any]:
+    """What a value of `shape` consists of, in C order. Raises ValueError for one of another shape.
+
+    It looks at no more than such a value has. numpy would take all that a hostile program sends, and make of a long text among many short
+    ones an array in which each has room for the longest.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biuf" or value.shape != shape:
+            raise ValueError(f"numbers of shape {shape} were expected, not {value.dtype} of shape {value.shape}")
+        with np.errstate(over="ignore"):  # what a float can't hold is infinite, and refused as that
+            return list(value.astype(float).ravel().tolist())
+    if not shape:
+        return [value]
+    if not isinstance(value, list | tuple) or len(value) != shape[0]:
+        raise ValueError(f"numbers of shape {shape} were expected, not {_shown(value)}")
+    return [component for item in value for component in _components(shape[1:], item)]
 
 
 def _bound(bound: float | tuple[float | None, ...] | None, index: int) -> float | None:
@@ -151,6 +164,11 @@ def _within(item: Any, low: float | None, high: float | None, index: int) -> flo
     return number
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+class _Shown(reprlib.Repr):
+    """A few words of a value, however large it is."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return f"a table of {len(x)}" if len(x) > self.maxdict else super().repr_dict(x, level)  # it would be sorted first
+
+
+_shown = _Shown().repr

@@ -44,6 +44,26 @@ def test_what_is_no_number_or_out_of_bounds_is_refused(value):
         fit(TORQUE, value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["x" * 400_000] + [""] * 400_000,  # as an array of numpy's, 596 GiB
+        [["x" * 400_000] + [""] * 400_000, 0.5],
+        {"x" * 400_000: 0},
+        [0.5] * 400_000,
+        [0.5, "x" * 400_000],
+        np.zeros((2, 50_000)),
+        np.longdouble(2) ** 2000,
+    ],
+)
+def test_what_a_hostile_program_makes_large_is_refused_in_few_words_and_takes_no_memory(value):
+    image = Space(kind="box", shape=(2, 2))
+    for space in (TWO, TORQUE, ARM, image):
+        with pytest.raises(ValueError) as refused:
+            fit(space, value)
+        assert len(str(refused.value)) < 500
+
+
 def test_rounding_at_a_bound_is_forgiven_and_clipped():
     assert fit(TORQUE, 2.0 + 1e-9) == [2.0]
 
