@@ -16,6 +16,7 @@ from agentd.records import Value
 MAX_STATE = 64 * 1024
 """Bytes of a state, encoded: it has to pass between two ticks."""
 MAX_DEPTH = 16
+_SAFE = frozenset({int, bool, str, bytes, type(None)})
 
 
 class HandOver(enum.StrEnum):
@@ -36,20 +37,40 @@ class HandOver(enum.StrEnum):
 def check_state(state: Value) -> Value:
     """`state` as it may be handed over. Raises ValueError, saying what is wrong with it.
 
-    Plain values, lists, mappings with texts as keys, and arrays; finite numbers only, and at most `MAX_STATE` bytes.
+    Plain values, lists, mappings with texts as keys, and arrays; finite numbers only, and at most `MAX_STATE` bytes. Plants wait for their
+    actions meanwhile, so nothing that is larger is looked through.
     """
-    for where, value in _leaves(state, "state", MAX_DEPTH):
-        if not _is_plain(value):
-            raise ValueError(f"{where} is a {type(value).__name__}")
-        if not _is_finite(value):
-            raise ValueError(f"{where} has a number that is not finite")
     try:
         size = len(codec.encode(state))
     except CodecError as error:
-        raise ValueError(str(error)) from error
+        size, unsendable = 0, str(error)
+    else:
+        unsendable = ""
     if size > MAX_STATE:
         raise ValueError(f"state has {size} bytes, {MAX_STATE} may be handed over")
+    if not _is_sound(state, MAX_DEPTH):
+        for where, value in _leaves(state, "state", MAX_DEPTH):
+            if not _is_plain(value):
+                raise ValueError(f"{where} is a {type(value).__name__}")
+            if not _is_finite(value):
+                raise ValueError(f"{where} has a number that is not finite")
+    if unsendable:
+        raise ValueError(unsendable)
     return state
+
+
+def _is_sound(value: Any, depth: int) -> bool:
+    """Whether all of it is plain and finite; where something isn't, `_leaves` finds it for people to read."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind in _SAFE:
+        return True
+    if depth > 0 and (kind is list or kind is tuple):
+        return all(_is_sound(item, depth - 1) for item in value)
+    if depth > 0 and kind is dict:
+        return all(type(key) is str and _is_sound(item, depth - 1) for key, item in value.items())
+    return _is_plain(value) and _is_finite(value)
 
 
 def _leaves(value: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,11 @@ def test_what_is_nested_too_deep_is_refused():
         check_state(state)
 
 
+def test_what_is_too_large_is_not_looked_through_while_plants_wait():
+    with pytest.raises(ValueError, match="bytes, 65536 may be handed over"):
+        check_state([float("nan")] + [0] * MAX_STATE)
+
+
 def test_arrays_of_numbers_pass():
     state = {"filter": np.arange(6.0).reshape(2, 3), "count": np.int64(3)}
     assert check_state(state) is state
