@@ -24,6 +24,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 
     `tick` is the plant's count of it (a lost message leaves a gap). `received_at` is the clock's monotonic time of its arrival: the
     deadline of the answer counts from there. `fallback` says that the plant did not get the action, or not to its end, and used another.
+    `braked` says that the environment gave it the safe action since the last observation: nothing usable had been heard of it for too long.
     `stale` says that this is an old observation, and nothing newer came within the dead man's limit: it is answered safely.
     """
 
@@ -35,6 +36,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     tick: int = 0
     received_at: float = 0.0
     fallback: bool = False
+    braked: bool = False
     stale: bool = False
 
     @property

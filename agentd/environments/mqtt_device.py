@@ -4,7 +4,7 @@ import asyncio
 import collections
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ class Observation(msgspec.Struct):
 
     session: str
     episode: str
-    step: int
+    step: Annotated[int, msgspec.Meta(le=2**62)]
     observation: Any = None
     reward: float | None = None
     terminated: bool = False
@@ -119,12 +119,14 @@ class MqttDevice:
     def hear_observation(self, payload: bytes) -> None:
         """Sort an observation in, or drop it.
 
-        Raises msgspec.MsgspecError for what is none in the encoding that the status asked for, CodecError for an info that can't be passed
-        on: an episode that holds it would be lost, or cut the daemon's connection again and again.
+        Raises msgspec.MsgspecError for what is none in the encoding that the status asked for, CodecError for an info, or an observation of
+        no declared space, that can't be passed on: an episode that holds it would be lost, or cut the daemon's connection again and again,
+        and a policy that it ends would be blamed.
         """
         message = self._decode_observation(payload)
-        if message.info:
-            codec.decode(codec.encode(message.info), object)
+        anything = self._carrier.observation_space.kind == "any"
+        if message.info or anything:
+            codec.decode(codec.encode((message.info, message.observation if anything else None)), object)
         self._hear(message)
 
     def hear_heartbeat(self, payload: bytes) -> None:
@@ -167,6 +169,7 @@ class MqttDevice:
                 self._episode = self._begun = None  # an episode can't begin with what can't be used
             if not (message.terminated or message.truncated):
                 self._answered = message.step
+                self._braked = True
                 self._answer_safely(message, "invalid_observation")
                 return
             value = None  # the end is news even where the observation is none
@@ -202,6 +205,7 @@ class MqttDevice:
         self._newest = self._answered = -1
         self._arrivals.clear()
         self._begun = None
+        self._braked = False
 
     def _answer_safely(self, message: Observation, reason: str) -> None:
         if message.terminated or message.truncated:
@@ -241,13 +245,15 @@ class MqttDevice:
         self._check()
         if self._begun is not None:
             raise PlantLost(f"{self.id} began another episode", reason="superseded")
+        sent = False
         if self._arrivals:
             self._carrier.counters.dropped["late_action"] += 1  # the plant has moved on: a late action is never sent
         elif self._episode is not None and self._newest > self._answered:
             self._answered = self._newest
             payload = self._action(self._episode, self._newest, action, revision=revision, safe=safe)
-            self._carrier.send(self.id, payload)
-        return await self._next()
+            sent = self._carrier.send(self.id, payload)
+        transition = await self._next()
+        return transition if sent else msgspec.structs.replace(transition, fallback=True)
 
     def send(self, action: Value, *, revision: str, safe: bool) -> bool:
         """Give the plant an action on its newest observation, and don't wait for what comes of it. False when the network takes none.
@@ -264,7 +270,13 @@ class MqttDevice:
         self._check()
         if self._begun is not None:
             raise PlantLost(f"{self.id} began another episode", reason="superseded")
-        return self._take() if self._arrivals else None
+        return self._take(each=False) if self._arrivals else None
+
+    def give_up(self, timeout: float) -> PlantLost:
+        """Nobody drives the episode any more: what still comes of it is answered safely. Gives what to raise after `timeout` seconds."""
+        self._episode = None
+        reason = "silent" if self._carrier.connected else "disconnected"
+        return PlantLost(f"{self.id} sent no observation in {timeout:g} s", reason=reason)
 
     async def begun(self) -> Begun:
         """Wait for an episode that the device begins by itself."""
@@ -341,25 +353,25 @@ class MqttDevice:
                 if self._begun is not None:
                     raise PlantLost(f"{self.id} began another episode", reason="superseded")
                 if self._carrier.clock.monotonic() >= self._silent_at:
-                    self._episode = None
-                    reason = "silent" if self._carrier.connected else "disconnected"
-                    raise PlantLost(f"{self.id} sent no observation in {timeout:g} s", reason=reason)
+                    raise self.give_up(timeout)
                 await self._wait()
         finally:
             self._silent_at = self._safe_at = math.inf
         return self._take()
 
-    def _take(self) -> Transition:
+    def _take(self, *, each: bool = True) -> Transition:
+        """The newest observation. `each` of those before it was to be answered, and wasn't."""
         newest = self._arrivals.pop()
         if self._arrivals:
             self._carrier.counters.dropped["superseded"] += len(self._arrivals)
             earlier = [transition.reward for transition in self._arrivals if transition.reward is not None]
             reward = sum(earlier, newest.reward or 0.0) if earlier else newest.reward
-            newest = msgspec.structs.replace(newest, reward=reward, fallback=True)
+            fallback = each or newest.fallback or any(transition.fallback for transition in self._arrivals)
+            newest = msgspec.structs.replace(newest, reward=reward, fallback=fallback)
             self._arrivals.clear()
         if self._braked:
             self._braked = False
-            newest = msgspec.structs.replace(newest, fallback=True)
+            newest = msgspec.structs.replace(newest, fallback=True, braked=True)
         if newest.last:
             self._episode = None
         return newest

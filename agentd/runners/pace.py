@@ -45,6 +45,10 @@ class Streaming(Device, Protocol):
         """What came since it was last asked for. Raises PlantLost."""
         ...
 
+    def give_up(self, timeout: float) -> PlantLost:
+        """Nobody drives its episode any more, after `timeout` seconds of silence. What to raise."""
+        ...
+
 
 class PacedDevice:
     """A device that is driven at a fixed rate: each step gives it one action and ends at the next tick, with the newest observation.
@@ -93,7 +97,7 @@ class PacedDevice:
         self._count("stale_ticks", 1)
         silence = now - self._heard_at
         if silence > self._timeout:
-            raise PlantLost(f"{self.id} sent no observation in {self._timeout:g} s", reason="silent")
+            raise self._device.give_up(self._timeout)
         return Transition(observation=self._last.observation, tick=self._pacer.tick, received_at=now, stale=silence > self._dead_man)
 
     async def rest(self, action: Value) -> None:

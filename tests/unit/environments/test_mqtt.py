@@ -14,6 +14,7 @@ from agentd.clock import SystemClock
 from agentd.device.connection import Client, connected
 from agentd.environments import Joined, Left, Linked, make_environment
 from agentd.errors import PlantError, PlantLost
+from agentd.runners.pace import PacedDevice
 
 TOPIC = "agentd/v1/devices/arm"
 
@@ -68,8 +69,8 @@ def make_agent(mosquitto, make_spec):
         "safe_action": {"value": 0},
     }
 
-    def make(broker=None):
-        spec = make_spec(environment=tables)
+    def make(broker=None, **changes):
+        spec = make_spec(environment=tables | changes)
         broker = broker or mosquitto.url
         return make_environment(spec, session="agent-1", broker=broker, clock=SystemClock(), generator=random.Random(1))
 
@@ -167,6 +168,42 @@ async def test_of_a_flood_the_newest_observation_counts_and_no_reward_is_lost(en
     assert (transition.tick, transition.reward, transition.fallback) == (5, 5.0, True)
     assert environment.counters.dropped == {"late_action": 1, "superseded": 4}
     assert arm.heard.empty()  # the action for a tick that has gone is never sent
+
+
+async def test_of_an_action_that_came_too_late_to_be_sent_it_is_said_that_the_plant_did_not_get_it(environment, arm, until):
+    device = await driven(environment, arm)
+    await arm.see("e1", 1)
+    await until(lambda: environment.counters.messages["in"] >= 3)
+    transition = await device.step(1, revision="r", safe=False)
+    assert (transition.tick, transition.fallback, transition.braked) == (1, True, False)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 2)
+    assert not (await stepping).fallback
+    await arm.see("e1", 3, observation=(99.0, 0, 0, 0))  # and what it got instead is the safe action
+    assert (await arm.next("action"))["safe"]
+    stepping = asyncio.create_task(device.step(1, revision="r", safe=False))
+    await arm.see("e1", 4)
+    transition = await stepping
+    assert (transition.tick, transition.fallback, transition.braked) == (4, True, True)
+    assert environment.counters.dropped == {"late_action": 1, "out_of_space": 1}
+
+
+async def test_at_a_fixed_rate_observations_between_ticks_are_no_fallback_and_a_plant_given_up_is_answered_safely(environment, arm, until):
+    device = await driven(environment, arm)
+    paced = PacedDevice(device, rate=50.0, dead_man=None, timeout=0.1, clock=SystemClock(), count=lambda *_: None)
+    for steps, fallback in ((range(1, 4), False), (range(4, 7), True)):
+        for step in steps:
+            await arm.see("e1", step, reward=1.0, fallback=fallback and step == 5)
+        await until(lambda last=steps[-1]: device._newest == last)
+        transition = await paced.step(1, revision="r", safe=False)
+        assert (transition.reward, transition.fallback) == (3.0, fallback)
+    with contextlib.suppress(PlantLost):
+        while True:
+            await paced.step(1, revision="r", safe=False)
+    await arm.see("e1", 7)
+    while (message := await arm.next("action"))["step"] != 7:
+        assert not message["safe"]
+    assert message["safe"]
 
 
 async def test_a_long_flood_is_bounded_and_keeps_the_end_of_the_episode(environment, arm):
@@ -331,6 +368,25 @@ async def test_an_info_that_could_not_be_passed_on_makes_its_message_malformed(e
     await arm.client.publish(f"{TOPIC}/up/observation", write(first | {"info": {"id": 2**64 - 1}}))
     async with asyncio.timeout(10):
         assert (await device.begun()).first.info == {"id": 2**64 - 1}
+
+
+async def test_a_step_beyond_all_counting_is_malformed_and_does_not_cost_the_episode(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    await arm.see("e1", 2**63)
+    await arm.see("e1", 1)
+    assert (await stepping).tick == 1
+    assert environment.counters.dropped == {"malformed": 1}
+
+
+async def test_an_observation_of_no_declared_space_that_could_not_be_passed_on_is_malformed(make_agent, arm):
+    async with make_agent(observation_space=None) as environment:
+        device = await driven(environment, arm)
+        stepping, _ = await answered(device, arm)
+        await arm.see("e1", 1, observation=[2**64])
+        await arm.see("e1", 2, observation=["text"])
+        assert (await stepping).observation == ["text"]
+        assert environment.counters.dropped == {"malformed": 1}
 
 
 async def test_a_device_that_asks_for_messagepack_is_spoken_to_in_it(environment, mosquitto):

@@ -55,6 +55,9 @@ class Robot:
     def newest(self):
         return self.waiting.popleft() if self.waiting else None
 
+    def give_up(self, timeout):
+        return PlantLost(f"nothing in {timeout} s", reason="silent")
+
     async def rest(self, action):
         pass
 
