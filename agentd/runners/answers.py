@@ -9,9 +9,6 @@ from agentd.runners.control import Control
 from agentd.runners.pilot import LateError, Pilot
 from agentd.runners.recording import Recording
 
-UNASKED = frozenset({"paused", "dead", "no_policy"})
-"""Safe actions for which nobody is to blame at this tick: they don't latch."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -42,6 +39,7 @@ class Answers:
         control = self._control
         if self._resumed != control.resumed:
             self._resumed, self.latched = control.resumed, False
+        self.latched = self.latched or (control.latches and transition.braked)
         if pilot is None or self.latched:
             reason = "latched" if self.latched else "paused" if control.paused else "dead" if recording.revision else "no_policy"
             return await self._safely(pilot, transition, reason, fault=self._is_unanswered(recording, reason))
@@ -93,7 +91,7 @@ class Answers:
         control = self._control
         action = await control.brake.action(transition.observation)
         self._previous = None
-        self.latched = self.latched or (control.latches and reason not in UNASKED)
+        self.latched = self.latched or (control.latches and pilot is not None)  # where nobody drives, nobody is to blame
         if pilot is not None:
             pilot.correct(action)
         return Answer(action, reason, fault, nobodys)

@@ -96,13 +96,15 @@ async def test_a_robot_gets_its_actions_at_its_rate_and_a_blind_one_is_braked(ru
         await daemon.aclose()
 
 
-async def test_a_silent_robot_is_told_to_brake_in_case_its_last_answer_was_lost(runners, make_spec, mosquitto, make_program, until):
+async def test_a_silent_robot_is_told_to_brake_in_case_its_last_answer_was_lost_and_so_it_stays_where_that_latches(
+    runners, make_spec, mosquitto, make_program, until
+):
     environment = {
         "kind": "mqtt",
         "mqtt": {"dead_man_ms": 100.0, "deadline_ms": 90.0, "episode_ticks": 50, "observation_timeout": 30.0, "realtime": True},
         "observation_space": {"low": -10.0, "high": 10.0},
         "action_space": {"low": -50.0, "high": 50.0},
-        "safe_action": {"value": -7.0},
+        "safe_action": {"value": -7.0, "recovery": "latch"},
     }
     async with Streamer(mosquitto.port) as robot:
         daemon = await serve(runners, make_spec(environment=environment), mosquitto, make_program(PROGRAM))
@@ -112,6 +114,8 @@ async def test_a_silent_robot_is_told_to_brake_in_case_its_last_answer_was_lost(
         safe, last = robot.applied[-1], [line for line in robot.applied if not line["safe"]][-1]
         assert (safe["action"], safe["step"]) == (-7.0, last["step"])
         robot.blind = False
+        await until(lambda: daemon.counts["safe_actions.latched"] > 20)  # though it sees again
+        await daemon.runner.resume()
         await until(lambda: not robot.applied[-1]["safe"])
         await until(lambda: "fallback" in {step.safe for episode in daemon.episodes for step in episode.steps})
         await until(lambda: daemon.counts["safe_actions.dead_man"] >= 1)

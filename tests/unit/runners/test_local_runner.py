@@ -267,6 +267,15 @@ async def test_a_latched_safe_action_stays_to_the_end_of_the_episode(runners, ma
     assert {step.action for step in finished.steps[3:]} == {1}
 
 
+async def test_the_safe_action_latches_also_where_the_policy_died_of_its_tick(runners, make_spec, make_program):
+    environment = {"kind": "gymnasium", "id": "CartPole-v1", "max_steps": 50, "safe_action": {"value": 1, "recovery": "latch"}}
+    spec = make_spec(environment=environment, sandbox={"step_timeout": "200ms"})
+    runner = await served(runners, spec, make_program(HANGS_AT_TICK_3))
+    assert (await episode(runner, lambda one: one.outcome is Outcome.ABORTED)).steps[-1].safe == "dead"
+    recovery = await episode(runner, lambda one: one.purpose is Purpose.RECOVERY)
+    assert {step.safe for step in recovery.steps} == {"latched"}
+
+
 async def test_the_function_that_brakes_is_of_the_source_that_serves(runners, make_spec, make_program):
     safe_action = {"value": [0.0], "entrypoint": "controller:brake", "deadline_ms": 1000.0}
     spec = make_spec(environment={"kind": "gymnasium", "id": "Pendulum-v1", "max_steps": 5, "safe_action": safe_action})
