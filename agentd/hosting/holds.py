@@ -72,9 +72,12 @@ class Holds:
             await self._follow()
             keeper.tell(*events)
 
-    async def _follow(self) -> None:
-        """Make the runner do what was committed. One that is lost meanwhile is told when it is attached again."""
-        if self._runner is not None:
+    async def _follow(self, rested: bool | None = None) -> None:
+        """Make the runner do what was committed. One that is lost meanwhile is told when it is attached again.
+
+        Where it goes on as it `rested`, or didn't, it is told nothing: to resume also ends a safe action that has latched.
+        """
+        if self._runner is not None and rested is not self.resting:
             with contextlib.suppress(RunnerError):
                 await (self._runner.pause() if self.resting else self._runner.resume())
 
@@ -123,9 +126,10 @@ class Holds:
         event = keeper.event(
             "agent.quarantined", f"in quarantine: {reason}", rollbacks=count, stable=state.stable, then=guardrails.quarantine
         )
+        rested = self.resting
         events = await keeper.commit(event, quarantine=hold)
         await self._releases.halt()
-        await self._follow()
+        await self._follow(rested)
         keeper.tell(*events)
 
     async def lift(self, *, who: str, reason: str = "") -> None:
@@ -138,7 +142,8 @@ class Holds:
             event = keeper.event("agent.unquarantined", message, who=who, reason=reason)
             known = rollbacks(await keeper.store.releases(keeper.name, limit=MEMORY), since=0.0)
             now = max((keeper.clock.time(), *known))  # a clock that was set back puts them into the future
+            rested = self.resting
             events = await keeper.commit(event, quarantine=None, lifted_at=now)
-            await self._follow()
+            await self._follow(rested)
             keeper.tell(*events)
         self._releases.wake()

@@ -238,6 +238,22 @@ async def test_resuming_does_not_lift_a_quarantine(make_bench):
     assert (await bench.again()).holds.resting
 
 
+async def test_a_quarantine_in_which_the_agent_serves_on_leaves_a_latched_safe_action_to_an_operator_s_resume(make_bench):
+    bench, heard = await make_bench(guardrails={"max_rollbacks": "0/day"}), []
+
+    class Runner:
+        paused = False
+
+        async def resume(self):
+            heard.append("resume")
+
+    await bench.holds.attach(Runner())
+    await bench.promoted("probe", NOW - 1, ReleaseKind.PROBE)
+    assert await bench.examine() is not None
+    await bench.holds.lift(who="ada")
+    assert heard == []
+
+
 async def test_resume_reaches_the_runner_of_an_agent_that_is_not_paused_too_for_its_safe_action_may_have_latched(make_bench):
     bench, heard = await make_bench(), []
 
