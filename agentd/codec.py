@@ -7,7 +7,7 @@ numpy is imported only when an array is met, so that `agentd --help` stays quick
 import math
 import re
 import sys
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -17,8 +17,35 @@ ARRAY_EXTENSION = 1
 _ARRAY_KINDS = frozenset("biufc")  # bool, signed, unsigned, float, complex; never objects or strings
 
 _DTYPE = re.compile("[<>|][biufc][0-9]{1,2}")
+_Header = tuple[str, Annotated[tuple[int, ...], msgspec.Meta(max_length=64)], bytes]  # numpy has no more dimensions
+_MOST_EMPTY = 64
+"""Rows, and rows of rows, that an array without any item may have."""
+
+MAX_DEPTH = 64
+"""Containers within containers, of what untrusted code sends. The rest of agentd may then use recursion on it, and `repr`."""
 
 T = TypeVar("T")
+
+
+def _sizes() -> tuple[int, ...]:
+    """By the first byte of a value, the bytes that it takes, 0 where that is not all there is to know."""
+    sizes = [0] * 256
+    for first, last, size in ((0x00, 0x7F, 1), (0xE0, 0xFF, 1), (0xC0, 0xC0, 1), (0xC2, 0xC3, 1), (0xCA, 0xCA, 5), (0xCB, 0xCB, 9)):
+        sizes[first : last + 1] = [size] * (last + 1 - first)
+    for first in (0xCC, 0xD0):  # whole numbers, without and with a sign
+        sizes[first : first + 4] = [2, 3, 5, 9]
+    sizes[0xA0:0xC0] = range(1, 33)  # short texts
+    sizes[0x80] = sizes[0x90] = 1  # nothing is in them
+    return tuple(sizes)
+
+
+_SIZES = _sizes()
+_TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_LENGTHS = _TEXTS | {0xC4: 1, 0xC5: 2, 0xC6: 4}
+"""Texts and bytes by how many bytes tell their length."""
+_EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4} | dict.fromkeys(range(0xD4, 0xD9), 0)
+_KEYS = frozenset({*range(0x00, 0x80), *range(0xE0, 0x100), *range(0xA0, 0xC1), 0xC2, 0xC3, *range(0xCC, 0xD4), *_TEXTS})
+"""How a key may begin: a text, a whole number, None or a boolean. No more than a few of these have the same hash."""
 
 
 def _encode_array(value: Any) -> msgspec.msgpack.Ext:
@@ -44,7 +71,7 @@ def _decode_array(code: int, data: memoryview) -> Any:
         raise CodecError(f"unknown MessagePack extension {code}")
     import numpy as np  # noqa: PLC0415 - only who receives arrays pays for numpy
 
-    dtype_name, shape, content = msgspec.msgpack.decode(data, type=tuple[str, tuple[int, ...], bytes])
+    dtype_name, shape, content = msgspec.msgpack.decode(data, type=_Header)
     if not _DTYPE.fullmatch(dtype_name):  # numpy would parse a small language here, and evaluate parts of it
         raise CodecError(f"unknown dtype {dtype_name[:40]!r}")
     try:
@@ -53,6 +80,8 @@ def _decode_array(code: int, data: memoryview) -> Any:
         raise CodecError(f"unknown dtype {dtype_name!r}") from error
     if dtype.kind not in _ARRAY_KINDS or any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(content):
         raise CodecError(f"an array whose shape {shape} and dtype {dtype_name} don't fit its {len(content)} bytes")
+    if not content and math.prod(size or 1 for size in shape) > _MOST_EMPTY:  # as lists they would fill any memory
+        raise CodecError(f"an array of shape {shape} with nothing in it")
     return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
@@ -78,6 +107,57 @@ def decode(data: bytes | memoryview, type_: type[T]) -> T:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(f"not a {getattr(type_, '__name__', type_)}: {error}") from error
     return result
+
+
+def check(data: bytes | memoryview) -> None:
+    """Raise CodecError for MessagePack that costs more to read than its length, or whose values break what handles them later.
+
+    Keys that hash alike make a dict's cost quadratic, and those of tuples and floats can be chosen so; a deep nest exhausts the stack.
+    What is cut short is left to `decode`; what is too short for either passes.
+    """
+    if len(data) <= MAX_DEPTH:
+        return
+    position, left, keyed = 0, 1, False
+    outer: list[tuple[int, bool]] = []
+    try:
+        while left or outer:
+            if not left:
+                left, keyed = outer.pop()
+                continue
+            kind = data[position]
+            if keyed and not left & 1 and kind not in _KEYS:
+                raise CodecError("a map with a key that is neither a text nor a whole number")
+            left -= 1
+            if size := _SIZES[kind]:
+                position += size
+            elif width := _LENGTHS.get(kind):
+                position += 1 + width + int.from_bytes(data[position + 1 : position + 1 + width])
+            elif kind in _EXTENSIONS:
+                position = _after_array(data, position, kind)
+            else:
+                if len(outer) == MAX_DEPTH:
+                    raise CodecError(f"values nested more than {MAX_DEPTH} deep")
+                outer.append((left, keyed))
+                keyed = kind < 0x90 or kind >= 0xDE
+                width = 0 if kind < 0xA0 else 2 if kind & 1 == 0 else 4
+                count = int.from_bytes(data[position + 1 : position + 1 + width]) if width else kind & 0x0F
+                left, position = count * (2 if keyed else 1), position + 1 + width
+    except IndexError:
+        return
+
+
+def _after_array(data: bytes | memoryview, position: int, kind: int) -> int:
+    width = _EXTENSIONS[kind]
+    length = int.from_bytes(data[position + 1 : position + 1 + width]) if width else 1 << (kind - 0xD4)
+    if data[position + 1 + width] != ARRAY_EXTENSION:
+        raise CodecError("an extension that is no array")
+    return position + 2 + width + length
+
+
+def decode_untrusted(data: bytes | memoryview, type_: type[T]) -> T:
+    """As `decode`, for what code in a sandbox wrote: whatever it is, reading it takes a time that grows with its length only."""
+    check(data)
+    return decode(data, type_)
 
 
 def to_builtins(value: Any) -> Any:

@@ -110,7 +110,7 @@ def episode_view(episode: Episode, feedback: Feedback | None, awaits_until: floa
 
 def trace_view(content: bytes) -> dict[str, Any]:
     """A trace graph. The policy worker wrote it: untrusted text throughout. Raises CodecError where it is none."""
-    view: dict[str, Any] = plain(codec.decode(content, TraceGraph))
+    view: dict[str, Any] = plain(codec.decode_untrusted(content, TraceGraph))
     return view
 
 

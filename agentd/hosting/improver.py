@@ -325,7 +325,7 @@ def informative(evidence: Sequence[EpisodeSummary], count: int) -> list[EpisodeS
 def _minimal(encoded: bytes) -> TraceGraph | None:
     """The part of a worker's trace that matters; None where the worker sent something else: it is not trusted to send a graph."""
     try:
-        graph = codec.decode(encoded, TraceGraph)
+        graph = codec.decode_untrusted(encoded, TraceGraph)
         return minimal_subgraph(graph, graph.output) if graph.output is not None else None
     except AgentdError as error:
         log.warning("a trace could not be used", error=str(error), kind=type(error).__name__)

@@ -211,6 +211,7 @@ def _encode_answer(request: Request, value: Value) -> bytes:
     message = codec.encode(value if isinstance(value, Trace | Raised) else Answer(request.id, value))
     if len(message) > MAX_ANSWER:
         raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_ANSWER} can travel")
+    codec.check(message)
     return message
 
 

@@ -363,13 +363,13 @@ def request_of(message: bytes | memoryview) -> Request | Told:
 
 def reply_of(message: bytes | memoryview) -> Reply:
     """Raises CodecError for whatever is no reply."""
-    reply: Reply = codec.decode(message, _REPLY)
+    reply: Reply = codec.decode_untrusted(message, _REPLY)
     return reply
 
 
 def leaf_reply_of(message: bytes | memoryview) -> LeafReply:
     """Raises CodecError for whatever is no reply of a leaf."""
-    reply: LeafReply = codec.decode(message, _LEAF_REPLY)
+    reply: LeafReply = codec.decode_untrusted(message, _LEAF_REPLY)
     return reply
 
 

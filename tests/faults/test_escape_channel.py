@@ -84,6 +84,21 @@ LIES = {
         "inner = msgspec.msgpack.encode(['<f8', [-1, -1], b'12345678']); "
         "send(answer(number(), msgspec.msgpack.Ext(1, inner))); time.sleep(60)"
     ),
+    "nests an answer deeper than a value may be": (
+        "send(b'\\x93\\xa6Answer\\xce' + struct.pack('>I', number()) + b'\\x91' * 100 + b'\\xc0'); time.sleep(60)"
+    ),
+    "answers with keys that cost more than their length": (
+        "key = msgspec.msgpack.encode([2**60, 2**60]); content = b'\\x93\\xa6Answer\\xce' + struct.pack('>I', number()); "
+        "send(content + b'\\xde' + struct.pack('>H', 3_000) + 3_000 * (key + b'\\xc0')); time.sleep(60)"
+    ),
+    "multiplies an array's shape for minutes": (
+        "inner = msgspec.msgpack.encode(['<f8', [2**63] * 110_000, b'x']); "
+        "content = answer(number(), msgspec.msgpack.Ext(1, inner)); send(struct.pack('>BI', 0xC1, len(content))); "
+        "[send(content[start : start + 65_536]) for start in range(0, len(content), 65_536)]; time.sleep(60)"
+    ),
+    "sends an array of a billion empty rows": (
+        "inner = msgspec.msgpack.encode(['<f8', [10**9, 0], b'']); send(answer(number(), msgspec.msgpack.Ext(1, inner))); time.sleep(60)"
+    ),
     "sends an unknown extension": "send(answer(number(), msgspec.msgpack.Ext(99, b'x'))); time.sleep(60)",
 }
 

@@ -1,5 +1,7 @@
 """The codec: values and records come back as they were; what can't travel, and bytes that lie, are errors."""
 
+import datetime as dt
+import itertools
 import math
 import sys
 
@@ -105,6 +107,8 @@ def test_a_deep_nest_of_bytes_is_an_error_not_a_crash():
         ("<f3", (1,), b"123"),
         ("<f8", (1,) * 70, b"12345678"),
         ("<f8", (0, 2**63 - 1), b""),
+        ("|b1", (2**40, 0), b""),
+        ("<f8", (2**63,) * 20_000, b"12345678"),
         ("<f8,<f8", (1,), b"1" * 16),
         ("<f8", "3", b"12345678"),
         ("<f8", (1,)),
@@ -115,6 +119,65 @@ def test_a_deep_nest_of_bytes_is_an_error_not_a_crash():
 def test_an_array_that_lies_about_itself_is_refused(header):
     with pytest.raises(CodecError):
         codec.decode(extension(header), object)
+
+
+LONG = "x" * codec.MAX_DEPTH
+MAP = b"\x82" + msgspec.msgpack.encode(LONG) + b"\x00"
+COSTLY = {
+    "a key that is a tuple": MAP + b"\x92\x01\x02\x00",
+    "a key that is a float": MAP + msgspec.msgpack.encode(0.5) + b"\x00",
+    "a key that is an array": MAP + extension(("<f8", (1,), b"12345678")) + b"\x00",
+    "a key of a map within a list within a map": MAP + b"\xa1x\x91\x81\x90\x00",
+    "a key of a long map": b"\xdf\0\0\0\2" + MAP[1:] + b"\x90\x00",
+    "a key after all that has a length": b"\x9c"
+    + b"".join(map(msgspec.msgpack.encode, [LONG, b"x" * 300, b"x" * 70_000, "x" * 300, "x" * 70_000, 2**40, -(2**40), np.pi, None]))
+    + msgspec.msgpack.encode(msgspec.msgpack.Ext(codec.ARRAY_EXTENSION, b"1234"))
+    + msgspec.msgpack.encode(msgspec.msgpack.Ext(codec.ARRAY_EXTENSION, b"x" * 300))
+    + b"\xde\0\1\x90\x00",
+    "lists nested too deep": b"\x91" * (codec.MAX_DEPTH + 1) + b"\xc0",
+    "maps nested too deep": b"\x81\xa1x" * (codec.MAX_DEPTH + 1) + b"\xc0",
+    "a time": msgspec.msgpack.encode([LONG, dt.datetime.now(dt.UTC)]),
+}
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_what_costs_more_to_read_than_its_length_is_refused_of_untrusted_code(what):
+    with pytest.raises(CodecError, match="key|nested|extension"):
+        codec.decode_untrusted(COSTLY[what], object)
+
+
+def test_keys_that_hash_alike_are_refused_before_a_dict_is_made_of_them():
+    """Pairs of numbers whose tuple hashes to one value (CPython, Objects/tupleobject.c): the second is computed from the first."""
+    prime1, prime2, prime5, word = 11400714785074694791, 14029467366897019727, 2870177450012600261, 2**64
+
+    def turned(value, by):
+        return (value << by | value >> 64 - by) % word
+
+    keys = []
+    for first in itertools.count(2**40):
+        lane = turned((prime5 + first * prime2) % word, 31) * prime1 % word
+        second = (turned(12345 * pow(prime1, -1, word) % word, 33) - lane) * pow(prime2, -1, word) % word
+        if second < 2**60:
+            keys.append((first, second))
+        if len(keys) == 3_000:
+            break
+    assert len({hash(key) for key in keys}) == 1
+    bomb = b"\xde" + len(keys).to_bytes(2) + b"".join(msgspec.msgpack.encode(key) + b"\x00" for key in keys)
+    with pytest.raises(CodecError, match="key"):
+        codec.decode_untrusted(bomb, object)
+
+
+@given(plain)
+def test_plain_values_come_back_from_untrusted_code_too(value):
+    assert codec.decode_untrusted(codec.encode([LONG, value, {1: value, None: 2, True: 3}]), object)[1] == value
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_of_untrusted_code_decode_or_are_a_codec_error(data):
+    try:
+        codec.decode_untrusted(data, object)
+    except CodecError:
+        return
 
 
 def test_other_extensions_are_refused():
