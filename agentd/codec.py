@@ -44,7 +44,7 @@ _TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _LENGTHS = _TEXTS | {0xC4: 1, 0xC5: 2, 0xC6: 4}
 """Texts and bytes by how many bytes tell their length."""
 _EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4} | dict.fromkeys(range(0xD4, 0xD9), 0)
-_KEYS = frozenset({*range(0x00, 0x80), *range(0xE0, 0x100), *range(0xA0, 0xC1), 0xC2, 0xC3, *range(0xCC, 0xD4), *_TEXTS})
+_KEYS = frozenset({*range(0x80), *range(0xE0, 0x100), *range(0xA0, 0xC1), 0xC2, 0xC3, *range(0xCC, 0xD4), *_TEXTS})
 """How a key may begin: a text, a whole number, None or a boolean. No more than a few of these have the same hash."""
 
 
