@@ -307,7 +307,7 @@ class Device:
         await self._client.publish(f"{self._topic}/{topic}", payload, qos=qos, retain=retain)
 
     async def _keep_link(self) -> None:
-        attempt = 0
+        attempt, told = 0, ""
         while True:
             # a session is one life of the connection: answers to an older one are recognised and dropped
             self.session = secrets.token_hex(8)
@@ -317,14 +317,20 @@ class Device:
                 await self._converse(reports)
             except (aiomqtt.MqttError, ValueError) as error:
                 self.counts["disconnected"] += 1
-                self._complain(words(error, reports))
+                reason = words(error, reports)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the network's side, the plant's side goes on
                 self.counts["link_faults"] += 1
-                self._complain(repr(error))
+                reason = repr(error)
             finally:
-                self._client = None
-            # a broker that takes a connection and drops it at once, as two devices of one name make it, is not asked in a busy loop
-            attempt = 0 if time.monotonic() - opened_at > STABLE_AFTER else attempt + 1
+                was_connected, self._client = self.connected, None
+            brief = time.monotonic() - opened_at <= STABLE_AFTER
+            if brief and was_connected:  # few brokers say that they ended it for a newcomer of the same name
+                reason += f", soon after it had let this device in: another one may have the name {self.name}"
+            if reason != told or not brief:
+                _logger.warning("%s has no broker: %s; it tries again", self.name, reason)
+            self.trouble = told = reason
+            # a broker that takes a connection and drops it at once is not asked in a busy loop
+            attempt = attempt + 1 if brief else 0
             await asyncio.sleep(backoff(attempt, self._random))
 
     async def _converse(self, reports: Reports) -> None:
@@ -336,11 +342,6 @@ class Device:
             await self._say("up/status", self._ready(), qos=1, retain=True)
             self.trouble = ""
             await self._beat(client)
-
-    def _complain(self, reason: str) -> None:
-        if reason != self.trouble:
-            _logger.warning("%s has no broker: %s; it tries again", self.name, reason)
-        self.trouble = reason
 
     def _new_client(self, arguments: dict[str, Any], reports: Reports) -> Client:
         lost = {"status": "lost", "session": self.session, "agent": self._agent}

@@ -16,15 +16,17 @@ import random
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiomqtt
 from paho.mqtt import client as mqtt
 from paho.mqtt.reasoncodes import ReasonCode
+
+T = TypeVar("T")
 
 PROTOCOLS = {"3.1.1": aiomqtt.ProtocolVersion.V311, "5": aiomqtt.ProtocolVersion.V5}
 STABLE_AFTER = 10.0
@@ -191,6 +193,7 @@ class Reports(logging.Logger):
 
 
 _REFUSALS = {
+    "session taken over": "another client logged in under the same name",
     "bad user name or password": "the broker refuses the user or the password",
     "not authorized": "the broker refuses the login: not authorised (user, password, certificate, or an access list without its topics)",
     "unsupported protocol version": "the broker does not speak this version of MQTT: set protocol=3.1.1 or protocol=5 in its address",
@@ -241,10 +244,26 @@ class Client(aiomqtt.Client):
         """Tells whoever waits for the broker's answer that none will come, where aiomqtt has them wait for their time limit."""
         if self._connected.done():
             super()._on_disconnect(client, userdata, flags, reason_code, properties)
+            if self._disconnected.done() and not self._disconnected.cancelled():
+                self._disconnected.exception()  # aiomqtt forgets it unread where the connection ends in the moment it is made
         else:
             self._connected.set_exception(
                 aiomqtt.MqttError("the broker closed the connection before it answered; a port for TLS needs mqtts://")
             )
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
+        """No longer than the connection lives: aiomqtt waits out its time limit for an answer that can't come any more."""
+        waiting = asyncio.ensure_future(fut)
+        try:
+            ends: set[asyncio.Future[Any]] = {waiting, self._disconnected}
+            await asyncio.wait(ends, timeout=self.timeout if timeout is None else timeout, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            if self._disconnected.done():
+                raise aiomqtt.MqttError("the broker ended the connection before it answered") from self._disconnected.exception()
+            raise aiomqtt.MqttError("Operation timed out")
+        finally:
+            waiting.cancel()
 
     def flush(self) -> None:
         """Send what waits, now rather than in the loop's next turn. Where a message is being handled, that turn has to do."""

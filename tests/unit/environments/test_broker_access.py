@@ -266,6 +266,24 @@ async def test_a_broker_that_closes_instead_of_answering_is_noticed_at_once(unti
         assert "closed the connection before it answered" in device.trouble
 
 
+@pytest.mark.parametrize("answers", [1, 2], ids=["as it subscribes", "as it says that it is ready"])
+async def test_a_broker_that_closes_after_it_let_a_client_in_is_noticed_at_once(until, answers):
+    async def answer(reader, writer):
+        for _ in range(answers):
+            said = await reader.read(1000)  # whole: the client waits for each answer
+            writer.write(b"\x20\x02\0\0" if said[0] == 0x10 else b"\x90\x04" + said[2:4] + b"\0\1")
+        await reader.read(1000)
+        writer.close()
+
+    port = free_port()
+    async with (
+        await asyncio.start_server(answer, "127.0.0.1", port),
+        asyncio.timeout(4),  # less than each answer may take
+        robot(f"mqtt://127.0.0.1:{port}", generator=Impatient()) as device,
+    ):
+        await until(lambda: device.trouble)
+
+
 async def test_a_refused_client_asks_again_after_pauses_that_grow(broker, make_agent, certificates, until):
     generator = Impatient()
     address, _ = refusals(broker, certificates)["a wrong password"]
@@ -276,13 +294,13 @@ async def test_a_refused_client_asks_again_after_pauses_that_grow(broker, make_a
         assert pauses[:7] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-@pytest.mark.long  # paho notices each loss after five seconds
-async def test_a_connection_that_is_dropped_at_once_is_no_reason_for_a_busy_loop(broker, until):
+async def test_two_robots_of_one_name_which_end_each_others_connections_are_told_so_and_pause(broker, until):
     address = f"mqtt://127.0.0.1:{broker.ports['plain']}"
     generators = Impatient(), Impatient()
-    async with robot(address, generator=generators[0]) as one, robot(address, generator=generators[1]):  # of one name: each ends the other
-        await until(lambda: one.counts["disconnected"] > 3, limit=120)
+    async with robot(address, generator=generators[0]) as one, robot(address, generator=generators[1]):
+        await until(lambda: one.counts["disconnected"] > 3)
         assert generators[0].pauses[:3] == [0.2, 0.4, 0.8]
+        await until(lambda: "another one may have the name arm" in one.trouble)
 
 
 async def test_a_broker_that_lets_nobody_else_hear_is_told(broker, make_agent):
