@@ -196,7 +196,7 @@ class MappedEnvironment(MqttLink, Carrier):
         device = self._devices.get(name)
         try:
             reading = self._mapping.read(message.payload)
-        except (ValueError, RecursionError):
+        except Exception:  # noqa: BLE001 - a robot that repeats what raised would cut each new connection again
             self.counters.dropped["malformed"] += 1
             if device is not None:
                 device.hear_garbage()

@@ -142,7 +142,10 @@ def _number(message: Any, path: str | None) -> float | None:
         return None
     if not isinstance(found, int | float):
         raise ValueError(f"{path} should be a number")  # noqa: TRY004 - one kind of error for "not what the mapping says"
-    return float(found)
+    try:
+        return float(found)
+    except OverflowError:
+        raise ValueError(f"{path} should be a number of a size that can be computed with") from None
 
 
 def _flag(message: Any, path: str | None) -> bool:

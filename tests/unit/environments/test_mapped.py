@@ -153,6 +153,16 @@ async def test_what_lies_outside_the_space_or_can_not_be_read_gets_the_safe_acti
         assert (environment.counters.dropped["out_of_space"], environment.counters.dropped["malformed"]) == (1, 1)
 
 
+async def test_a_number_beyond_all_bounds_costs_the_connection_nothing(environment, mosquitto):
+    async with rover(mosquitto) as robot:
+        device = await driven(environment, robot)
+        await robot.say(1.0, progress=10**400)
+        await robot.say(10**400)
+        await robot.say(2.0)
+        assert (await device.step([0.5], revision="r", safe=False)).observation == [2.0, 0.0]
+        assert (environment.counters.dropped["malformed"], environment.counters.dropped["out_of_space"]) == (1, 1)
+
+
 async def test_what_the_broker_kept_is_no_observation(make_mapped, mosquitto, until):
     async with rover(mosquitto) as robot:
         await robot.client.publish("rovers/r1/odometry", json.dumps({"pose": {"x": 5.0, "speed": 0.0}}), qos=1, retain=True)
