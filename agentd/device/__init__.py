@@ -29,6 +29,7 @@ from typing import Any, Literal
 import aiomqtt
 
 from .connection import (  # relative: this folder can be copied to a robot
+    MAX_NAME,
     STABLE_AFTER,
     Broker,
     Client,
@@ -38,6 +39,7 @@ from .connection import (  # relative: this folder can be copied to a robot
     connected,
     connection_arguments,
     end_task,
+    is_name,
     subscribe,
     words,
 )
@@ -142,8 +144,8 @@ class Device:
         max_payload: int = 65_536,
         generator: random.Random | None = None,
     ) -> None:
-        if not name or any(character in name for character in "/+#"):
-            raise ValueError("a device's name is one topic level: not empty, without /, + and #")
+        if not is_name(name):
+            raise ValueError(f"a device's name is one topic level: 1 to {MAX_NAME} characters that can be printed, without /, + and #")
         self.name = name
         self.session = ""
         self.counts: collections.Counter[str] = collections.Counter()

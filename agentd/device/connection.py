@@ -31,6 +31,8 @@ T = TypeVar("T")
 PROTOCOLS = {"3.1.1": aiomqtt.ProtocolVersion.V311, "5": aiomqtt.ProtocolVersion.V5}
 STABLE_AFTER = 10.0
 """Seconds after which a connection counts as a good one: the pauses after the next failure begin anew."""
+MAX_NAME = 200
+"""Characters of a device's name."""
 
 _FILES = ("ca_file", "certificate_file", "key_file", "password_file")
 _FORM = "a broker's address has the form mqtt://host:port or mqtts://user:password@host:port"
@@ -178,6 +180,11 @@ def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"{error.reason or error}".replace("_", " ").lower()
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def is_name(name: str) -> bool:
+    """Whether this can be a device's name: a level of a topic that leaves room for the others, and that people can read."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and not set(name) & set("/+#")
 
 
 class Reports(logging.Logger):

@@ -11,7 +11,7 @@ from typing import Unpack
 import aiomqtt
 import msgspec
 
-from agentd.device.connection import subscribe
+from agentd.device.connection import is_name, subscribe
 from agentd.environments.contract import Begun, Joined, Left, Transition
 from agentd.environments.mapping import Mapping, Reading
 from agentd.environments.mqtt_device import Carrier, MqttDevice, Observation
@@ -206,6 +206,9 @@ class MappedEnvironment(MqttLink, Carrier):
             device.hear_reading(reading)
 
     def _join(self, name: str) -> MappedDevice | None:
+        if not is_name(name):
+            self.counters.dropped["bad_name"] += 1
+            return None
         if len(self._devices) >= MAX_DEVICES:
             self.counters.dropped["too_many_devices"] += 1
             return None

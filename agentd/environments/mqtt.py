@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 import aiomqtt
 import msgspec
 
-from agentd.device.connection import Refused, subscribe
+from agentd.device.connection import Refused, is_name, subscribe
 from agentd.environments.contract import Joined, Left
 from agentd.environments.mqtt_device import Carrier, Heartbeat, MqttDevice
 from agentd.environments.mqtt_link import MAX_DEVICES, LinkOptions, MqttLink
@@ -150,6 +150,9 @@ class MqttEnvironment(MqttLink, Carrier):
                 return
             self._leave(known, "superseded")
         self._silent.pop(name, None)
+        if not is_name(name):
+            self.counters.dropped["bad_name"] += 1  # a retained status under it would cut each new connection again
+            return
         if len(self._devices) >= MAX_DEVICES:
             self.counters.dropped["too_many_devices"] += 1
             return

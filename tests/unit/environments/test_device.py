@@ -313,7 +313,7 @@ async def test_its_heartbeats_carry_session_and_sequence(mosquitto, agent):
     assert {beat["session"] for beat in beats} == {agent.session}
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "#", "+"])
+@pytest.mark.parametrize("name", ["", "a/b", "#", "+", "a\0", "\x1b[2J", "x" * 201])
 def test_a_name_is_one_topic_level(name):
     with pytest.raises(ValueError):
         Device("mqtt://x", name, agent="a", on_reset=lambda _: None, on_step=lambda _: None, fallback=0)

@@ -163,6 +163,14 @@ async def test_a_number_beyond_all_bounds_costs_the_connection_nothing(environme
         assert (environment.counters.dropped["malformed"], environment.counters.dropped["out_of_space"]) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["", "x" * 65_518], ids=["none", "one that leaves no room"])
+async def test_a_robot_under_a_name_that_is_none_is_not_driven(environment, mosquitto, until, name):
+    async with rover(mosquitto) as robot:
+        await Rover(robot.client, name).say(1.0)
+        await until(lambda: environment.counters.dropped["bad_name"])
+        await driven(environment, robot)
+
+
 async def test_what_the_broker_kept_is_no_observation(make_mapped, mosquitto, until):
     async with rover(mosquitto) as robot:
         await robot.client.publish("rovers/r1/odometry", json.dumps({"pose": {"x": 5.0, "speed": 0.0}}), qos=1, retain=True)

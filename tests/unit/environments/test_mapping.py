@@ -56,7 +56,10 @@ def test_the_end_is_news_even_without_an_observation():
     assert mapping(fields="x", terminated="fallen").read(b'{"fallen": true}').terminated
 
 
-@pytest.mark.parametrize("payload", [b'{"x": 1, "score": "high"}', b'{"x": 1, "score": 1%s}' % (400 * b"0"), b'{"x": 1, "fallen": "no"}', b'{"x": 1, "fallen": 2}'])
+@pytest.mark.parametrize(
+    "payload",
+    [b'{"x": 1, "score": "high"}', b'{"x": 1, "score": 1%s}' % (400 * b"0"), b'{"x": 1, "fallen": "no"}', b'{"x": 1, "fallen": 2}'],
+)
 def test_a_reward_that_is_no_number_and_an_end_that_is_no_truth_value_are_refused(payload):
     with pytest.raises(ValueError, match="should be"):
         mapping(fields="x", reward="score", terminated="fallen").read(payload)

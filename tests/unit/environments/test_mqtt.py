@@ -444,6 +444,15 @@ def test_an_address_that_is_none_is_said(make_spec, address):
         )
 
 
+@pytest.mark.parametrize("name", ["", "x" * 65_505], ids=["none", "one that leaves no room"])
+async def test_a_device_under_a_name_that_is_none_costs_the_others_nothing(make_agent, arm, until, name):
+    status = {"status": "ready", "session": "s1", "agent": "cartpole"}
+    await arm.client.publish(f"agentd/v1/devices/{name}/up/status", json.dumps(status), qos=1, retain=True)
+    async with make_agent() as environment:
+        await until(lambda: environment.counters.dropped["bad_name"])
+        await driven(environment, arm)
+
+
 @pytest.mark.parametrize("then", [{"status": "lost"}, {"session": "s2"}])
 async def test_of_a_device_that_goes_before_it_could_be_heard_nobody_is_told_that_it_left(environment, arm, then):
     await change(environment, Linked)
