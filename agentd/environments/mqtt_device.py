@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import math
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from agentd.spec import MqttSection
 
 T = TypeVar("T")
 
+_LARGEST = sys.float_info.max
 _KEPT_OBSERVATIONS = 8
 _KNOWN_EPISODES = 32
 
@@ -29,7 +31,7 @@ class Observation(msgspec.Struct):
     episode: str
     step: Annotated[int, msgspec.Meta(le=2**62)]
     observation: Any = None
-    reward: float | None = None
+    reward: Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
     terminated: bool = False
     truncated: bool = False
     info: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import random
 
 import aiomqtt
@@ -368,6 +369,18 @@ async def test_an_info_that_could_not_be_passed_on_makes_its_message_malformed(e
     await arm.client.publish(f"{TOPIC}/up/observation", write(first | {"info": {"id": 2**64 - 1}}))
     async with asyncio.timeout(10):
         assert (await device.begun()).first.info == {"id": 2**64 - 1}
+
+
+@pytest.mark.parametrize("reward", [math.nan, -math.inf])
+async def test_a_reward_that_is_no_number_makes_its_message_malformed_in_messagepack_as_it_does_in_json(environment, arm, until, reward):
+    await arm.status(encoding="msgpack")
+    device = (await change(environment, Joined)).device
+    first = {"session": "s1", "episode": "e1", "step": 0, "observation": [0.0] * 4}
+    await arm.client.publish(f"{TOPIC}/up/observation", msgspec.msgpack.encode(first | {"reward": reward}))
+    await until(lambda: environment.counters.dropped == {"malformed": 1})
+    await arm.client.publish(f"{TOPIC}/up/observation", msgspec.msgpack.encode(first | {"reward": 1.0}))
+    async with asyncio.timeout(10):
+        assert (await device.begun()).first.reward == 1.0
 
 
 async def test_a_step_beyond_all_counting_is_malformed_and_does_not_cost_the_episode(environment, arm):
