@@ -28,7 +28,7 @@ CONFIG_VARIABLE = "AGENTD_CONFIG"
 CONFIG_NAME = "agentd.toml"
 _STORE_SCHEMES = ("sqlite", "postgresql")
 _BROKER_SCHEMES = ("mqtt", "mqtts")
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:]*):.*@")  # up to the last @: a password may hold what it should not
 
 
 def _default_state_directory() -> Path:

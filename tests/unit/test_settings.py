@@ -139,6 +139,7 @@ def test_passwords_in_urls_are_masked(tmp_path) -> None:
     settings = load_settings(None, store_url="postgresql+asyncpg://ada:hunter2@db/agentd")
     assert settings.shown_store_url == "postgresql+asyncpg://ada:***@db/agentd"
     assert masked("mqtts://u:p@host:8883/x") == "mqtts://u:***@host:8883/x"
+    assert masked("mqtt://u:s3/cr@et@host") == "mqtt://u:***@host"
     assert masked("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
