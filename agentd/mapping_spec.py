@@ -93,8 +93,8 @@ class MappingSection(Section):
             yield "action.topic", f"should have {DEVICE} exactly where observation.topic has it: each robot gets its own actions"
         if DEVICE in observed and name is not None:
             yield "device", f"not together with {DEVICE} in the topics, which names the robots"
-        if observed == acted:
-            yield "action.topic", "should differ from observation.topic: the agent would hear itself"
+        if _hears(observed, acted):
+            yield "action.topic", "should lie outside observation.topic: the agent would hear itself"
 
 
 def mapping_mistakes(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -153,6 +153,12 @@ def _topic_mistakes(topic: Any, *, whole_level: bool) -> Iterator[tuple[str, str
         yield "topic", f"should be an MQTT topic without + and #, in which {DEVICE} may stand once for the robot's name"
     elif whole_level and DEVICE in topic and DEVICE not in topic.split("/"):
         yield "topic", f"{DEVICE} should be a level of its own: robots/{DEVICE}/state"
+
+
+def _hears(observed: str, acted: str) -> bool:
+    """Whether what is sent to a robot comes back as the words of one."""
+    levels, sent = observed.split("/"), acted.split("/")
+    return len(levels) == len(sent) and all(level in (DEVICE, other) for level, other in zip(levels, sent, strict=True))
 
 
 def _path_mistakes(key: str, path: Any, which: str = "") -> Iterator[tuple[str, str]]:

@@ -153,6 +153,7 @@ def test_every_mistake_of_a_mapping_is_told_at_once():
     ("change", "expected"),
     [
         ({"action": {"topic": "r/{device}/state"}}, "the agent would hear itself"),
+        ({"observation": {"topic": "r/{device}"}, "action": {"topic": "r/set-{device}"}}, "the agent would hear itself"),
         ({"action": {"topic": "r/set"}}, "each robot gets its own actions"),
         ({"action": {"topic": "r/{device}/set", "payload": {"stop": True}}}, "has no place for the action"),
         ({"action": {"topic": "r/{device}/set", "payload": [1], "format": "text"}}, "should be text"),
