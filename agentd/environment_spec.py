@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from agentd.cases import read_cases
 from agentd.configuration import Section
@@ -36,11 +36,17 @@ _KEYS_OF_KINDS = {
 }
 
 
+def _check_prefix(prefix: str) -> str:
+    if not prefix or prefix[0] in "/$" or set(prefix) & set("+#") or not prefix.isprintable():
+        raise ValueError(f"should be the beginning of a topic, such as plant/agentd: without + and #, no / or $ first; not {prefix!r}")
+    return prefix
+
+
 class MqttSection(Section):
     """`[environment.mqtt]`: the way to the devices. `broker` defaults to the daemon's."""
 
     broker: str | None = None
-    prefix: str = "agentd"
+    prefix: Annotated[str, AfterValidator(_check_prefix)] = "agentd"
     pace: Literal["device"] = "device"
     """An action for each observation, unless `rate_hz` says otherwise."""
     rate_hz: Annotated[float, Field(gt=0, le=1000)] | None = None

@@ -146,6 +146,8 @@ class Device:
     ) -> None:
         if not is_name(name):
             raise ValueError(f"a device's name is one topic level: 1 to {MAX_NAME} characters that can be printed, without /, + and #")
+        if not prefix or prefix[0] in "/$" or set(prefix) & set("+#") or not prefix.isprintable():
+            raise ValueError("a prefix is the beginning of a topic: not empty, without + and #, and not with / or $ at its beginning")
         self.name = name
         self.session = ""
         self.counts: collections.Counter[str] = collections.Counter()
@@ -168,7 +170,7 @@ class Device:
         self._heartbeat = heartbeat
         self._max_payload = max_payload
         self._random = generator or random.Random()  # noqa: S311 - jitter, no secret
-        self._client: aiomqtt.Client | None = None
+        self._client: Client | None = None
         self._reset: _Reset | None = None
         self._command_came = asyncio.Event()
         self._stopping = False
@@ -195,6 +197,10 @@ class Device:
             link = group.create_task(self._keep_link(), name=f"device-{self.name}-link")
             try:
                 await self._serve()
+            except BaseException:
+                if self._client is not None:
+                    self._client.end()  # without a farewell: the broker publishes the last will
+                raise
             finally:
                 await end_task(link)
 

@@ -9,8 +9,11 @@ import time
 import pytest
 from paho.mqtt import client as mqtt
 
+from agentd.configuration import validate
 from agentd.device import Device, backoff, connection_arguments
 from agentd.device.connection import Client, connected
+from agentd.environment_spec import MqttSection
+from agentd.errors import SpecError
 
 TOPIC = "agentd/v1/devices/arm"
 
@@ -311,6 +314,38 @@ async def test_its_heartbeats_carry_session_and_sequence(mosquitto, agent):
         beats = [await agent.next("heartbeat") for _ in range(3)]
     assert [beat["seq"] for beat in beats] == [0, 1, 2]
     assert {beat["session"] for beat in beats} == {agent.session}
+
+
+@pytest.mark.parametrize("how", ["its plant fails", "it is cancelled"])
+async def test_a_device_that_ends_otherwise_than_by_stop_is_lost_at_once(mosquitto, agent, how):
+    class Broken(Plant):
+        async def step(self, action):
+            if how == "its plant fails":
+                raise RuntimeError("the motor is on fire")
+            return await super().step(action)
+
+    plant = Broken(length=10_000)
+    device = Device(mosquitto.url, "arm", agent="a", on_reset=plant.reset, on_step=plant.step, fallback="brake", action_timeout=0.01)
+    running = asyncio.create_task(device.run())
+    await agent.ready()
+    await agent.command()
+    if how == "it is cancelled":
+        await agent.next("observation")
+        running.cancel()
+    while (status := await agent.next("status"))["status"] == "ready":
+        pass
+    assert (status["status"], status["session"]) == ("lost", agent.session)
+    await asyncio.wait([running])
+    with pytest.raises(asyncio.CancelledError if how == "it is cancelled" else ExceptionGroup):
+        running.result()
+
+
+@pytest.mark.parametrize("prefix", ["", "#", "a/+", "$SYS", "/a", "a\0"])
+def test_a_prefix_is_the_beginning_of_a_topic(prefix):
+    with pytest.raises(ValueError, match="prefix"):
+        Device("mqtt://x", "arm", agent="a", on_reset=lambda _: None, on_step=lambda _: None, fallback=0, prefix=prefix)
+    with pytest.raises(SpecError, match="should be the beginning of a topic"):
+        validate(MqttSection, {"prefix": prefix}, "agent.toml")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "#", "+", "a\0", "\x1b[2J", "x" * 201])
