@@ -31,7 +31,7 @@ class BrakeWorker:
     async def start(cls, zygote: Zygote, *, source: Source, entrypoint: str, limits: Limits, on_log: Callable[[str], None]) -> Self:
         """Fork a worker that imports `entrypoint` of `source`. Raises as PolicyWorker.start."""
         process = await WorkerProcess.start(zygote, "brake", limits.memory_bytes, on_log)
-        await process.load(source, entrypoint, {}, limits, data_only=False)
+        await process.load(source, entrypoint, limits)
         return cls(process, limits)
 
     def ask(self, observation: Value) -> asyncio.Future[Value]:

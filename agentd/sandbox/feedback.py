@@ -35,7 +35,7 @@ class FeedbackWorker:
         if source.feedback is None:
             raise LoadError("this agent has no [feedback] entrypoint")
         process = await WorkerProcess.start(zygote, "feedback", limits.memory_bytes, on_log)
-        await process.load(source, source.feedback, {}, limits, data_only=False)
+        await process.load(source, source.feedback, limits)
         return cls(process, timeout)
 
     async def judge(self, episode: Episode) -> tuple[float, str, dict[str, float]]:

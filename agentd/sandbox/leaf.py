@@ -65,7 +65,7 @@ class Leaf:
     def start(self, allowed_imports: Sequence[str]) -> None:
         """Let the leaf begin. Raises IsolationError where it could not lock itself down."""
         self._allowed = allowed_imports
-        reply = self._ask(lambda number: Load(number, {}, "", {}, {}, tuple(allowed_imports), data_only=False))
+        reply = self._ask(lambda number: Load(number, {}, "", {}, tuple(allowed_imports), data_only=False))
         if isinstance(reply, Failure):
             raise IsolationError(_shown(reply.message, MAX_ERROR_MESSAGE), wanted=2, available=1)
 

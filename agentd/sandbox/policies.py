@@ -17,7 +17,7 @@ from agentd import codec
 from agentd.errors import LoadError, TraceError
 from agentd.records import Kind, Parameter, Value
 from agentd.sandbox.loader import load_entrypoint
-from agentd.sandbox.wire import MAX_PART, MAX_TRACE, Act, Fetch, Finish, Load, LoadState, Request, Reset, State, Trace
+from agentd.sandbox.wire import MAX_PART, MAX_TRACE, Act, Assign, Fetch, Finish, Load, LoadState, Request, Reset, State, Trace
 from agentd.trace.core import AbstractNode
 from agentd.trace.errors import ExecutionError
 from agentd.trace.export import Limits, export_slices
@@ -104,7 +104,7 @@ class _Trace:
 
 
 class PolicyProgram:
-    """Serves Load, Reset, Act, Finish, State and LoadState."""
+    """Serves Load, Assign, Reset, Act, Finish, State and LoadState."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -112,6 +112,7 @@ class PolicyProgram:
         self._spare: Any = None
         self._make: Callable[[], Any] = _nothing
         self._handlers: dict[type[Request], Callable[[Any], Value]] = {
+            Assign: self._assign,
             Act: self._act,
             Reset: self._reset,
             Finish: self._finish,
@@ -121,7 +122,7 @@ class PolicyProgram:
         }
 
     def load(self, request: Load) -> list[Parameter]:
-        """Build the program's first instance, tell its parameters as the source has them, and give it the revision's values."""
+        """Build the program's first instance, and tell its parameters as the source has them."""
         factory = load_entrypoint(request.files, request.allowed_imports, request.entrypoint)
         program = self._complete(factory(**request.args))
         if not callable(getattr(program, "act", None)):
@@ -129,16 +130,21 @@ class PolicyProgram:
         parameters = [describe(path, node) for path, node in find_parameters(program).items()]
         if request.data_only and any(parameter.kind is Kind.CODE for parameter in parameters):
             raise LoadError("isolation level 0 is for programs whose parameters are data, but this one has code parameters")
-        _assign(program, request.values)
         self._spare = program
+        self._make = lambda: self._complete(factory(**request.args))
+        return parameters
 
-        def make() -> Any:
-            made = self._complete(factory(**request.args))
+    def _assign(self, request: Assign) -> None:
+        """Give the first instance, and all that are made later, the revision's values."""
+        _assign(self._spare, request.values)
+        make = self._make
+
+        def make_revision() -> Any:
+            made = make()
             _assign(made, request.values)
             return made
 
-        self._make = make
-        return parameters
+        self._make = make_revision
 
     def handle(self, request: Request) -> Value:
         """Do a request of an episode."""

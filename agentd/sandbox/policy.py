@@ -13,7 +13,7 @@ from agentd.records import Parameter, Revision, Source, Value
 from agentd.sandbox.channel import Desk
 from agentd.sandbox.limits import Limits
 from agentd.sandbox.process import WorkerProcess
-from agentd.sandbox.wire import MAX_TRACE, Act, Asked, Fetch, Finish, LoadState, Reset, State, Told, Trace
+from agentd.sandbox.wire import MAX_TRACE, Act, Asked, Assign, Fetch, Finish, LoadState, Reset, State, Told, Trace
 from agentd.sandbox.zygote import Zygote
 
 UNCHANGED: Value = msgspec.UNSET
@@ -85,14 +85,17 @@ class PolicyWorker:
             process = await WorkerProcess.start(zygote, "policy", limits.memory_bytes, on_log)
         else:
             process = await WorkerProcess.start_trusted(zygote, zygote.programs, limits.memory_bytes, on_log)
-        answer = await process.load(
-            source, source.entrypoint, revision.values, limits, data_only=zygote.level == 0, model_calls=limits.model_calls
-        )
+        answer = await process.load(source, source.entrypoint, limits, data_only=zygote.level == 0, model_calls=limits.model_calls)
         try:
+            # they are told before any of the revision's code is there, which could tell others
             parameters = msgspec.convert(answer, tuple[Parameter, ...])
+            await process.call(lambda number: Assign(number, revision.values), limits.load_timeout)
         except msgspec.ValidationError as error:
             await process.aclose()
             raise LoadError(f"the worker described its parameters in a way that no worker does: {error}") from error
+        except BaseException:
+            await process.aclose()
+            raise
         return cls(process, zygote, limits, parameters)
 
     async def reset(self, device: str, episode: str, seed: int | None) -> None:

@@ -141,13 +141,11 @@ class WorkerProcess(Forked):
             connection.close()
         return cls(child, ours, log, on_log, leaf)
 
-    async def load(
-        self, source: Source, entrypoint: str, values: dict[str, Value], limits: Limits, *, data_only: bool, model_calls: int = 0
-    ) -> Value:
+    async def load(self, source: Source, entrypoint: str, limits: Limits, *, data_only: bool = False, model_calls: int = 0) -> Value:
         """Send the program. Raises LoadError, IsolationError, WorkerDied, WorkerTimeout; the process is then closed."""
         try:
             return await self.call(
-                lambda number: Load(number, source.files, entrypoint, source.args, values, limits.allowed_imports, data_only, model_calls),
+                lambda number: Load(number, source.files, entrypoint, source.args, limits.allowed_imports, data_only, model_calls),
                 limits.load_timeout,
             )
         except BaseException:

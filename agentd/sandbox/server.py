@@ -32,6 +32,7 @@ from agentd.sandbox.wire import (
     MAX_PACKET,
     MAX_TRACEBACK,
     Answer,
+    Assign,
     Failure,
     Fork,
     Load,
@@ -223,7 +224,7 @@ def _forget_locals(trace: TracebackType | None) -> None:
 
 
 def _failure(request: Request, error: BaseException) -> Failure:
-    kind = "isolation" if isinstance(error, IsolationError) else "load" if isinstance(request, Load) else "policy"
+    kind = "isolation" if isinstance(error, IsolationError) else "load" if isinstance(request, Load | Assign) else "policy"
     try:
         if isinstance(error, (Attempt, CodecError, IsolationError, LoadError)):
             message, trace = str(error), getattr(error, "traceback", "")

@@ -13,7 +13,7 @@ from agentd.errors import LoadError, TraceError
 from agentd.records import Parameter
 from agentd.sandbox.leaf import Leaf
 from agentd.sandbox.policies import PolicyProgram
-from agentd.sandbox.wire import LEAF_CHANNEL, Load
+from agentd.sandbox.wire import LEAF_CHANNEL, Assign, Load
 from agentd.trace.code import Executing
 from agentd.trace.parameters import compile_code
 
@@ -27,12 +27,15 @@ class TrustedProgram(PolicyProgram):
         self._leaf = Leaf(socket.socket(fileno=LEAF_CHANNEL))
 
     def load(self, request: Load) -> list[Parameter]:
-        """Build the program, then define its code parameters as the revision has them, so that what a leaf can't have is told at once."""
+        """Build the program, whose code parameters the leaf will have."""
         self._leaf.start(request.allowed_imports or ())
         Executing.executor = self._leaf
-        parameters = super().load(msgspec.structs.replace(request, allowed_imports=None))
+        return super().load(msgspec.structs.replace(request, allowed_imports=None))
+
+    def _assign(self, request: Assign) -> None:
+        """Define the code parameters as the revision has them, so that what a leaf can't have is told at once."""
+        super()._assign(request)
         try:
             compile_code(self._spare)
         except TraceError as error:
             raise LoadError(str(error)) from error
-        return parameters

@@ -166,13 +166,19 @@ class Load(_Message, frozen=True):
     files: dict[str, str]
     entrypoint: str
     args: dict[str, Value]
-    values: dict[str, Value]
     allowed_imports: tuple[str, ...] | None
     """None: whatever it likes."""
     data_only: bool
     """Refuse code parameters: level 0 is for trusted programs whose parameters are data."""
     model_calls: int = 0
     """Questions to models that a single Act may ask."""
+
+
+class Assign(_Message, frozen=True):
+    """Take a revision's values, after Load: code among them is compiled here, which may already run a line that a model wrote."""
+
+    id: int
+    values: dict[str, Value]
 
 
 class Reset(_Message, frozen=True):
@@ -287,7 +293,7 @@ class Call(_Message, frozen=True):
     kwargs: dict[str, Value]
 
 
-Request = Load | Reset | Act | Finish | Fetch | State | LoadState | Judge | Define | Call
+Request = Load | Assign | Reset | Act | Finish | Fetch | State | LoadState | Judge | Define | Call
 
 # --- worker -> trusted side -------------------------------------------------------------------------------------------
 

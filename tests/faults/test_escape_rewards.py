@@ -134,6 +134,34 @@ async def test_a_trace_of_junk_does_not_decode(zygote: Zygote) -> None:
             codec.decode(trace, TraceGraph)
 
 
+PRUNER = """
+from agentd.trace import bundle, model, node
+
+@bundle(trainable=True)
+def law(observation):
+    return 0
+
+@model
+class Pruner:
+    def __init__(self):
+        self.law = law
+        self.gain = node(1.0, trainable=True, description="The gain.")
+    def act(self, observation):
+        return self.law(observation)
+"""
+PRUNING = """def law(observation=[found.clear() for found in __import__("gc").get_objects() if type(found) is list
+        and found and type(found[0]).__name__ == "Parameter"]):
+    return 0
+"""
+
+
+async def test_a_revision_can_not_tell_what_is_trained_from_now_on(zygote: Zygote) -> None:
+    """The daemon asks again after each start. A promoted revision that could take its parameters off the list would never be replaced."""
+    async with await start(zygote, PRUNER, "Pruner") as honest, await start(zygote, PRUNER, "Pruner", law=PRUNING) as pruner:
+        assert [parameter.path for parameter in honest.parameters] == ["law", "gain"]
+        assert pruner.parameters == honest.parameters
+
+
 SPY = """
 import gc, os, sys
 
