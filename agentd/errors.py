@@ -167,7 +167,7 @@ class PlantError(AgentdError):
 
 
 class PlantLost(PlantError):  # noqa: N818 - an event, named as it is spoken of
-    """Device or network is gone. `reason` is a metric label: disconnected, silent, stopped, superseded."""
+    """Device or network is gone. `reason` is a metric label: disconnected, silent, stopped, superseded, refused."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         self.reason = reason

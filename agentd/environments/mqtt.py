@@ -126,6 +126,8 @@ class MqttEnvironment(MqttLink, Carrier):
                 device.hear_observation(payload)
             elif kind == "heartbeat":
                 device.hear_heartbeat(payload)
+            elif kind == "response":
+                device.hear_response(payload)
         except Exception:  # noqa: BLE001 - a retained message that raised would cut each new connection again
             self.counters.dropped["malformed"] += 1
 

@@ -22,6 +22,8 @@ T = TypeVar("T")
 _LARGEST = sys.float_info.max
 _KEPT_OBSERVATIONS = 8
 _KNOWN_EPISODES = 32
+_MAX_WORDS = 500
+"""Characters of a device's own words that are told."""
 
 
 class Observation(msgspec.Struct):
@@ -43,6 +45,15 @@ class Heartbeat(msgspec.Struct):
 
     session: str
     seq: int = 0
+
+
+class Response(msgspec.Struct):
+    """`up/response`: whether a command is obeyed."""
+
+    id: str
+    session: str
+    ok: bool
+    error: str | None = None
 
 
 class Carrier(Protocol):
@@ -98,11 +109,15 @@ class MqttDevice:
         self._encode = format_.Encoder(enc_hook=_plain).encode
         self._decode_observation = format_.Decoder(Observation).decode
         self._decode_heartbeat = format_.Decoder(Heartbeat).decode
+        self._decode_response = format_.Decoder(Response).decode
         self._episode: str | None = None
         self._newest = -1
         self._answered = -1
         self._commanding = False
+        self._command = ""
         self._commands = 0
+        self._refusal: str | None = None
+        """Why the device doesn't obey the command."""
         self._known: collections.deque[str] = collections.deque(maxlen=_KNOWN_EPISODES)
         self._arrivals: collections.deque[Transition] = collections.deque(maxlen=_KEPT_OBSERVATIONS)
         self._begun: Begun | None = None
@@ -134,6 +149,14 @@ class MqttDevice:
     def hear_heartbeat(self, payload: bytes) -> None:
         """Note a sign of life. Raises msgspec.MsgspecError."""
         self.heard(self._decode_heartbeat(payload).session)
+
+    def hear_response(self, payload: bytes) -> None:
+        """Note that the device refuses a command. Raises msgspec.MsgspecError."""
+        response = self._decode_response(payload)
+        self.heard(response.session)
+        if response.session == self.session and response.id == self._command and self._commanding and not response.ok:
+            self._refusal = (response.error or "it doesn't say why")[:_MAX_WORDS]
+            self._wake()
 
     def heard(self, session: str | None = None) -> None:
         """Note a sign of life."""
@@ -228,8 +251,9 @@ class MqttDevice:
         self._open(episode)
         self._commanding = True
         self._commands += 1
+        self._command, self._refusal = f"{self._carrier.session}-{self._commands}", None
         command = {
-            "id": f"{self._carrier.session}-{self._commands}",
+            "id": self._command,
             "verb": "reset",
             "session": self.session,
             "episode": episode,
@@ -240,7 +264,7 @@ class MqttDevice:
             await self._carrier.publish(self.id, "down/command", self._encode(command), qos=1)
             return await self._next()
         finally:
-            self._commanding = False
+            self._commanding, self._refusal = False, None
 
     async def step(self, action: Value, *, revision: str, safe: bool) -> Transition:
         """Answer the plant and wait, as the contract says."""
@@ -354,6 +378,9 @@ class MqttDevice:
                 self._check()
                 if self._begun is not None:
                     raise PlantLost(f"{self.id} began another episode", reason="superseded")
+                if self._refusal is not None:
+                    self._episode = None
+                    raise PlantLost(f"{self.id} refuses to begin: {self._refusal}", reason="refused")
                 if self._carrier.clock.monotonic() >= self._silent_at:
                     raise self.give_up(timeout)
                 await self._wait()

@@ -288,6 +288,24 @@ async def test_a_device_that_begins_another_episode_supersedes_the_one_that_ran(
     assert (await device.begun()).episode == "mine"
 
 
+async def test_a_device_that_refuses_a_reset_is_lost_at_once_in_its_own_words(environment, arm):
+    await arm.status()
+    device = (await change(environment, Joined)).device
+    resetting = asyncio.create_task(device.reset("e1", 7, 100))
+    command = await arm.next("command")
+    answer = {"id": "another", "session": "s1", "ok": False, "error": "not this one"}
+    for fields in ({}, {"id": command["id"], "session": "older"}, {"id": command["id"], "error": "the emergency stop is pressed"}):
+        await arm.client.publish(f"{TOPIC}/up/response", json.dumps(answer | fields), qos=1)
+    with pytest.raises(PlantLost, match="arm refuses to begin: the emergency stop is pressed") as lost:
+        await resetting
+    assert lost.value.reason == "refused"
+    assert environment.counters.dropped == {"older_session": 1}
+    resetting = asyncio.create_task(device.reset("e2", 7, 100))
+    await arm.next("command")
+    await arm.see("e2", 0)
+    assert (await resetting).tick == 0
+
+
 async def test_a_device_that_falls_silent_in_an_episode_is_lost(environment, arm):
     device = await driven(environment, arm)
     stepping, _ = await answered(device, arm)
