@@ -7,7 +7,7 @@ from typing import Any
 
 
 class RobotLog:
-    """What a stand-in robot has written so far."""
+    """What a stand-in robot has written so far of its ticks; how it comes to rest between episodes is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -21,7 +21,7 @@ class RobotLog:
                 log.seek(self._read)
                 whole, newline, _ = log.read().rpartition(b"\n")
             self._read += len(whole) + len(newline)
-            self._applied += [json.loads(line) for line in whole.splitlines()]
+            self._applied += [line for line in map(json.loads, whole.splitlines()) if line["source"] != "rest"]
         return self._applied
 
     def since(self, known: int) -> list[dict[str, Any]]:

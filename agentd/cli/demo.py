@@ -327,6 +327,7 @@ class Demo:
 def actions_applied(log: Path) -> dict[str, int]:
     """The robot's own count: ticks, and where the actions that it applied came from."""
     sources = Counter(json.loads(line)["source"] for line in log.read_text().splitlines()) if log.exists() else Counter()
+    del sources["rest"]  # between episodes, of which nobody was asked
     return {"ticks": sources.total(), "actions": sources["action"], "safe": sources["safe"], "fallback": sources["fallback"]}
 
 

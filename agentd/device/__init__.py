@@ -51,7 +51,8 @@ _logger = logging.getLogger("agentd.device")
 Outcome = tuple[Any, float, bool, bool, dict[str, Any]]
 """What a step returns: observation, reward, terminated, truncated, info; as in Gymnasium."""
 
-SourceOfAction = Literal["action", "safe", "fallback"]
+SourceOfAction = Literal["action", "safe", "fallback", "rest"]
+"""`rest`: the fallback, too, after an episode that was cut while the plant was doing something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,7 @@ class Device:
         self._random = generator or random.Random()  # noqa: S311 - jitter, no secret
         self._client: Client | None = None
         self._reset: _Reset | None = None
+        self._command: dict[str, Any] | None = None
         self._command_came = asyncio.Event()
         self._stopping = False
         self._wanted: tuple[str, int] | None = None
@@ -240,6 +242,8 @@ class Device:
                 with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
                     async with asyncio.timeout(self._action_timeout):
                         await self._say("up/observation", message)
+                if not message.get("terminated") and not fallback:
+                    await self._rest(begin.episode, step, message["observation"])
                 return
             asked_at = time.monotonic()
             action, source, revision = await self._ask(begin.episode, step, message, asked_at)
@@ -259,6 +263,21 @@ class Device:
             }
             tick_at = max(tick_at + self._step_interval, time.monotonic())
             await asyncio.sleep(tick_at - time.monotonic())
+
+    async def _rest(self, episode: str, step: int, observation: Any) -> None:
+        """A plant whose episode was cut still does what it was told last: it gets the fallback, unless another one begins in time."""
+        if self._begin_after is not None and self._begin_after <= self._action_timeout and not self._stopping:
+            return  # its next one is its own
+        if self._reset is None and not self._stopping:
+            self._command_came.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._action_timeout):
+                    await self._command_came.wait()
+        if self._reset is None or self._stopping:
+            action = self._own(observation)
+            await _call(self._on_step, action)
+            self._log(Applied(episode, step, action, "rest", "", 0.0))  # no action was waited for
+            self.counts["rest"] += 1
 
     async def _ask(self, episode: str, step: int, message: dict[str, Any], asked_at: float) -> tuple[Any, SourceOfAction, str]:
         """Publish an observation and wait for its action, no longer than `action_timeout`.
@@ -288,8 +307,11 @@ class Device:
             self.counts[answer] += 1
         if answer == "unsent" and not self._step_interval:
             await asyncio.sleep(self._action_timeout)  # without a pace of its own the plant would rush through the outage
-        fallback = self._fallback(message["observation"]) if callable(self._fallback) else self._fallback
-        return fallback, "fallback", ""
+        return self._own(message["observation"]), "fallback", ""
+
+    def _own(self, observation: Any) -> Any:
+        """The fallback."""
+        return self._fallback(observation) if callable(self._fallback) else self._fallback
 
     async def _send_newest(self) -> None:
         while self._unsent is not None:
@@ -413,13 +435,17 @@ class Device:
             self.counts["older_session"] += 1
             return
         problem = ""
-        if content["verb"] == "reset":
+        if content == self._command:
+            pass  # QoS 1: at least once
+        elif content["verb"] == "reset":
             self._reset = _Reset(str(content["episode"]), _whole(content.get("seed")), _whole(content.get("max_steps")))
             self._interrupt()
         elif content["verb"] == "stop":
             self.stop()
         else:
             problem = f"unknown verb {content['verb']!r}"
+        if not problem:
+            self._command = content
         answer = {"id": content.get("id"), "session": self.session, "ok": not problem, "error": problem}
         self._group.create_task(self._respond(answer), name=f"device-{self.name}-respond")
 

@@ -215,6 +215,47 @@ async def test_a_new_reset_ends_the_episode_that_runs(mosquitto, agent):
     assert plant.seeds == [7, None]
 
 
+async def test_an_episode_that_was_cut_leaves_the_plant_with_its_fallback_unless_another_one_begins_in_time(mosquitto, agent, until):
+    plant = Plant(length=100)
+    async with serving(mosquitto, plant, action_timeout=1.0) as device:
+        await agent.ready()
+        await agent.command(max_steps=1)
+        await agent.act(await agent.next("observation"), "ahead")
+        await until(lambda: plant.given == ["ahead", "brake"])
+        assert [(line.step, line.source) for line in device.applied] == [(0, "action"), (1, "rest")]
+        await agent.command(episode="e2", max_steps=1)
+        while (observation := await agent.next("observation"))["episode"] != "e2":
+            pass
+        await agent.act(observation, "ahead")
+        await agent.next("observation")
+        await agent.command(episode="e3")
+        await agent.next("observation")
+        assert plant.given == ["ahead", "brake", "ahead"]
+
+
+async def test_a_plant_that_was_cut_is_stopped_with_its_fallback(mosquitto, agent):
+    plant = Plant(length=100)
+    async with serving(mosquitto, plant, action_timeout=5.0):
+        await agent.ready()
+        await agent.command(max_steps=1)
+        await agent.act(await agent.next("observation"), "ahead")
+        await agent.next("observation")
+    assert plant.given == ["ahead", "brake"]
+
+
+async def test_a_command_that_the_broker_delivers_twice_is_done_once_and_answered_twice(mosquitto, agent):
+    plant = Plant(length=100)
+    async with serving(mosquitto, plant, action_timeout=5.0):
+        await agent.ready()
+        await agent.command()
+        await agent.act(await agent.next("observation"))
+        await agent.command()
+        assert (await agent.next("observation"))["step"] == 1
+        await agent.act({"episode": "e1", "step": 1})
+        assert (await agent.next("observation"))["step"] == 2
+    assert plant.seeds == [7]
+
+
 async def test_max_steps_truncates(mosquitto, agent):
     async with serving(mosquitto, Plant(length=100)):
         await agent.ready()
