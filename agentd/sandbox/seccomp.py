@@ -80,6 +80,9 @@ KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 _X32_BIT = 0x40000000  # the x32 calls on x86-64: a second table with other numbers, refused whole
 _PROT_EXEC = 4
+_MAP_SHARED = 1
+_OTHER_FLAGS = 0xFFFFFFFF & ~(0x40 | 0x4000)
+"""Flags of sendto and recvfrom but MSG_DONTWAIT and MSG_NOSIGNAL. Out-of-band data of Unix sockets has been a way into the kernel."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
@@ -122,6 +125,7 @@ def _verdict(name: str) -> tuple[Instruction, ...]:
             Instruction(_LOAD, 0, 0, _argument(2)),
             Instruction(_JUMP_SET, 0, 1, _PROT_EXEC),
             Instruction(_RETURN, 0, 0, KILL),
+            *(_refuse_bits(3, _MAP_SHARED) if name == "mmap" else ()),  # of what is shared the pages stay when all but one are unmapped
             allow,
         )
     if name == "sendto":  # to the connected peer only: no address
@@ -131,9 +135,20 @@ def _verdict(name: str) -> tuple[Instruction, ...]:
             Instruction(_LOAD, 0, 0, _argument(4, high=True)),
             Instruction(_JUMP_EQUAL, 1, 0, 0),
             Instruction(_RETURN, 0, 0, EPERM),
+            *_refuse_bits(3, _OTHER_FLAGS),
             allow,
         )
+    if name == "recvfrom":
+        return (*_refuse_bits(3, _OTHER_FLAGS), allow)
     return (allow,)
+
+
+def _refuse_bits(argument: int, bits: int) -> tuple[Instruction, ...]:
+    return (
+        Instruction(_LOAD, 0, 0, _argument(argument)),
+        Instruction(_JUMP_SET, 0, 1, bits),
+        Instruction(_RETURN, 0, 0, EPERM),
+    )
 
 
 def pack(program: tuple[Instruction, ...]) -> bytes:

@@ -50,6 +50,22 @@ def maps_a_shared_memory_file(target: Target) -> Any:
     return True
 
 
+@attack(REFUSED, step_timeout=30)
+def keeps_more_memory_than_it_has_mapped(target: Target) -> Any:
+    import ctypes
+    import mmap
+
+    library = ctypes.CDLL(None, handle=ctypes.pythonapi._handle)  # which nobody hears of
+    size, kept = 32 * 1024 * 1024, []
+    for _ in range(10):  # more than the 256 MiB that are allowed
+        shared = mmap.mmap(-1, size)
+        kept.append(shared)
+        shared.write(bytes(size))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+        library.munmap(ctypes.c_void_p(address + 4096), ctypes.c_size_t(size - 4096))
+    return True
+
+
 @attack(REFUSED, says="RecursionError")
 def recurses_for_ever(target: Target) -> Any:
     return recurses_for_ever(target)

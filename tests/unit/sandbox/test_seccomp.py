@@ -104,6 +104,21 @@ def test_sending_is_allowed_to_the_connected_peer_only(architecture: Architectur
     assert fate(architecture, number, 3, 0x1000, 10, 0, 0x2000_0000_0000, 16) == EPERM, "an address whose lower half is zero"
 
 
+@EITHER
+@pytest.mark.parametrize("name", ["sendto", "recvfrom"])
+def test_messages_have_no_flags_but_those_that_only_say_how_to_wait(architecture: Architecture, name: str) -> None:
+    number = architecture.allowed[name]
+    for bit in range(32):
+        assert fate(architecture, number, 3, 0x1000, 10, 1 << bit, 0, 0) == (ALLOW if bit in {6, 14} else EPERM), bit
+
+
+@EITHER
+def test_memory_is_never_shared(architecture: Architecture) -> None:
+    number = architecture.allowed["mmap"]
+    for flags, wanted in ((0x22, ALLOW), (0x21, EPERM), (0x23, EPERM), (0x4022, ALLOW)):  # private, shared, validated, without reserve
+        assert fate(architecture, number, 0, 4096, 3, flags) == wanted
+
+
 def test_calls_of_another_architecture_kill() -> None:
     for own, other in ((X86_64, AARCH64), (AARCH64, X86_64)):
         for number in range(500):
