@@ -118,9 +118,9 @@ class ComputedBrake:
         if source.digest == self._digest:
             return
         worker = await self._start(source)
-        await self.aclose()
-        self._digest, self._worker = source.digest, worker
-        self._keeper = asyncio.create_task(self._keep(source, worker), name="brake")
+        before, self._keeper = self._keeper, asyncio.create_task(self._keep(source, worker), name="brake")
+        self._digest, self._worker = source.digest, worker  # from here on it brakes: there is no moment without a function
+        await _ended(before)
 
     async def _keep(self, source: Source, worker: BrakeWorker) -> None:
         """Start it again when it has died: it is killed when it hangs."""
@@ -134,21 +134,26 @@ class ComputedBrake:
                     with contextlib.suppress(SandboxError):
                         self._worker = worker = await self._start(source)
         finally:
-            self._worker = None
+            if self._worker is worker:
+                self._worker = None
             await worker.aclose()
 
     async def aclose(self) -> None:
         """End it."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        await _ended(keeper)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
+
+
+async def _ended(keeper: "asyncio.Task[None] | None") -> None:
+    if keeper is not None:
+        keeper.cancel()
+        await asyncio.wait({keeper})
 
 
 def _forget(late: "asyncio.Future[Value]") -> None:

@@ -282,10 +282,10 @@ class Runner:
         return Done(request=message.request, answered=answered)
 
     async def _route(self, message: messages.Route) -> None:
-        self._control.route(self._known(message.revision))
-        source = self._workers.source(message.revision)
+        source = self._workers.source(self._known(message.revision))
         if source is not None:
-            await self._control.brake.fit(source)
+            await self._control.brake.fit(source)  # first: where that can't be done, what serves goes on, with the brake that it has
+        self._control.route(self._known(message.revision))
 
     async def _queue_pair(self, message: messages.QueuePair) -> None:
         plan = message.plan

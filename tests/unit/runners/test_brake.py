@@ -78,6 +78,16 @@ async def test_before_it_is_loaded_there_is_the_value_and_what_can_not_be_loaded
     assert counts == {"brake_faults.dead": 1}
 
 
+async def test_while_one_function_takes_the_place_of_another_there_is_no_moment_without_one(brake, counts):
+    await brake.fit(source("sensible"))
+    fitting = asyncio.create_task(brake.fit(source("traced")))
+    while not fitting.done():
+        await brake.action(0.5)
+        await asyncio.sleep(0)
+    assert await brake.action(0.5) == -0.5
+    assert counts["brake_faults.dead"] == 0
+
+
 async def test_a_function_that_hangs_is_not_waited_for_but_killed_and_started_again(brake, counts, until):
     await brake.fit(source("hangs"))
     assert await brake.action(1.0) == 0.0

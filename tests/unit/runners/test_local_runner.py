@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from processes import alive
 
 from agentd.environment_spec import EnvironmentSection
-from agentd.errors import Fenced, LoadError, PlantError, RunnerError
+from agentd.errors import Fenced, LoadError, PlantError, RunnerError, SandboxError
 from agentd.records import Outcome, PairPlan, Purpose, Role
 from agentd.runners.launch import fingerprint
 from agentd.runners.local import Counted, Finished, Happened, Log, Lost
@@ -287,6 +288,24 @@ async def test_the_function_that_brakes_is_of_the_source_that_serves(runners, ma
         begun = time.time()
         braked = await episode(runner, lambda found, since=begun, by=revision: found.started_at > since and found.revision == by)
         assert {step.action[0] for step in braked.steps} == {torque}
+
+
+async def test_a_revision_whose_brake_can_not_be_had_is_not_switched_to_and_what_serves_goes_on(runners, make_spec, make_program):
+    safe_action = {"value": [0.0], "entrypoint": "controller:brake", "deadline_ms": 1000.0}
+    spec = make_spec(environment={"kind": "gymnasium", "id": "Pendulum-v1", "max_steps": 5, "safe_action": safe_action})
+    serving, other = (make_program(BRAKED.format(torque=torque)) for torque in (0.5, 1.5))
+    runner = await served(runners, spec, serving)
+    await runner.load(*other)
+    least, most = resource.prlimit(runner.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(runner.pid, resource.RLIMIT_NOFILE, (3, most))
+    with pytest.raises(SandboxError, match="Too many open files"):
+        await runner.route(other[1].id)
+    resource.prlimit(runner.pid, resource.RLIMIT_NOFILE, (least, most))
+    refused = time.time()
+    assert (await episode(runner, lambda found: found.started_at > refused)).revision == serving[1].id
+    await runner.route(other[1].id)
+    braked = await episode(runner, lambda found: found.revision == other[1].id)
+    assert {step.action[0] for step in braked.steps} == {1.5}
 
 
 async def test_without_a_latch_the_policy_goes_on_at_the_next_tick(runners, make_spec, make_program):
