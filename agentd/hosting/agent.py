@@ -415,7 +415,8 @@ class HostedAgent:
         if up and state is not None and (state.improving or (state.watch and state.watch.alarmed)):
             health = "degraded"
         failing = self._unreachable or parts.intake.trouble if parts is not None and up else ""
-        trouble = failing or self._trouble or (self._models.trouble if self._models is not None else "")
+        astray = parts.releases.astray if parts is not None else ""
+        trouble = failing or astray or self._trouble or (self._models.trouble if self._models is not None else "")
         if failing:
             health = "failing"
         elif health == "ok" and trouble:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from agentd.errors import IllegalTransition, ReleaseError, SandboxError, StaleRelease
+from agentd.errors import IllegalTransition, ReleaseError, RunnerError, SandboxError, StaleRelease
 from agentd.hosting import telling
 from agentd.hosting.canary import Canary, LostPair
 from agentd.hosting.keeper import Keeper
@@ -90,6 +90,11 @@ class Releases:
     def detach(self) -> None:
         """The runner is gone; decisions are still taken, routes follow when there is one again."""
         self._routes.detach()
+
+    @property
+    def astray(self) -> str:
+        """Why the runner may serve something else than the stable revision; empty where it doesn't."""
+        return self._routes.astray
 
     def wake(self) -> None:
         """Look again: a device came, or something was decided."""
@@ -467,11 +472,20 @@ class Releases:
             return await self._keeper.store.release(ending.id)
 
     async def switch(self, revision: str, *, who: str, reason: str = "") -> None:
-        """An operator makes a known revision stable: a release in progress is aborted first. The caller holds `deciding`."""
+        """An operator makes a known revision stable: a release in progress is aborted first. The caller holds `deciding`.
+
+        Raises ReleaseError where it is stable already, or can't be loaded with what brakes for it: nothing has changed then.
+        """
         keeper = self._keeper
         previous = keeper.state.stable
         if revision == previous:
             raise ReleaseError(f"{revision[:10]} is the stable revision already")
+        if self._routes.runner is not None:
+            with contextlib.suppress(RunnerError):  # a runner that fails now follows when there is one again
+                try:
+                    await self._routes.load(revision)
+                except SandboxError as error:
+                    raise ReleaseError(f"{revision[:10]} can't be served, {previous[:10]} goes on: {error}") from error
         if self.current is not None:
             await self.finish(
                 self.current, Verdict(phase=Phase.ABORTED, reason=f"{who} changed the stable revision", stage="operator"), who=who

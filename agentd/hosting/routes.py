@@ -20,14 +20,14 @@ class Routes:
         self._source: Source | None = None
         self._loaded: set[str] = set()
         self.runner: LocalRunner | None = None
-        self.astray = False
-        """Whether the runner may serve something else than what was committed: `follow` failed."""
+        self.astray = ""
+        """Why the runner may serve something else than what was committed: `follow` failed. Empty where it didn't."""
 
     def attach(self, runner: LocalRunner, source: Source) -> None:
         """Work with this runner from now on: a new one has loaded the stable revision of `source`."""
         self.runner, self._source = runner, source
         self._loaded.clear()
-        self.astray = False
+        self.astray = ""
 
     def detach(self) -> None:
         """The runner is gone; the next one gets its routes when it is attached."""
@@ -55,13 +55,13 @@ class Routes:
             await self.runner.cancel_pairs()
             runner = await self.load(stable)
             await runner.route(stable)
-            self.astray = False
+            self.astray = ""
             for revision in retire:
                 if revision != stable:
                     self._loaded.discard(revision)
                     await runner.retire(revision)
         except (RunnerError, SandboxError) as error:
-            self.astray = True
+            self.astray = f"{stable[:10]} can't be served yet, what served before it goes on: {error}"
             log.warning("routes could not be set yet", agent=self._keeper.name, error=str(error))
 
     async def spare(self, device: str | None = None) -> None:

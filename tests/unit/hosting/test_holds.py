@@ -5,7 +5,16 @@ from random import Random
 import msgspec
 import pytest
 
-from agentd.errors import DecodingError, Held, IllegalTransition, StaleRelease, StoreUnavailable
+from agentd.errors import (
+    DecodingError,
+    Held,
+    IllegalTransition,
+    LoadError,
+    ReleaseError,
+    SandboxError,
+    StaleRelease,
+    StoreUnavailable,
+)
 from agentd.events import EventBus
 from agentd.hosting.freeze import Freeze, read_freeze
 from agentd.hosting.holds import Holds
@@ -285,6 +294,32 @@ async def test_a_canary_waits_until_the_rate_of_promotions_allows_one_more_and_s
     bench.clock.now = NOW - 7200 + 86_400
     assert not await releases._too_often()
     assert releases.waiting == ""
+
+
+async def test_an_operator_is_refused_a_revision_that_can_not_be_loaded_and_one_that_can_not_be_routed_to_yet_is_told(make_bench):
+    bench = await make_bench()
+
+    class Runner:
+        fails = True
+
+        async def load(self, source, revision):
+            if self.fails:
+                raise LoadError("no brake in this source")
+
+        async def cancel_pairs(self): ...
+
+        async def route(self, revision):
+            raise SandboxError("no log can be opened: Too many open files")
+
+    runner = Runner()
+    bench.releases.attach(runner, SOURCE, ())
+    with pytest.raises(ReleaseError, match=f"{SECOND.id[:10]} can't be served, {FIRST.id[:10]} goes on: no brake in this source"):
+        await bench.verbs.set_desired(SECOND.id, who="ada")
+    assert (bench.keeper.state, await bench.kinds(), bench.releases.astray) == (STATE, [], "")
+    runner.fails = False
+    await bench.verbs.set_desired(SECOND.id, who="ada")
+    assert (await bench.again()).keeper.state.stable == SECOND.id
+    assert "Too many open files" in bench.releases.astray
 
 
 async def test_conflicts_are_settled_and_what_is_kept_is_proposed_in_one_commit_or_not_at_all(make_bench):
