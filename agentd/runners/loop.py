@@ -182,6 +182,7 @@ class DeviceLoop:
         self._answers.begin()
         if self._stretches is None:
             return await self._answer_all(drive, first)
+        self._stretches.begin(drive)
         following = self._control.spawn(self._stretches.follow(drive), f"follow-{self._device.id}")
         try:
             return await self._answer_all(drive, first)

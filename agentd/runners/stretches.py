@@ -27,6 +27,7 @@ from agentd.runners.episodes import Episodes
 from agentd.runners.handover import HandOver, check_state
 from agentd.runners.pilot import Pilot
 from agentd.runners.recording import Recording
+from agentd.sandbox import PolicyWorker
 
 
 @dataclass(slots=True)
@@ -67,12 +68,18 @@ class Stretches:
         self._plan: PairPlan | None = None
         self._halves: list[Role] = []
         self._switch: _Switch | None = None
-        self._failed = ""
-        """The stable revision that could not take over: it is tried again in the next stretch."""
+        self._failed: PolicyWorker | None = None
+        """The worker of a stable revision that could not take over: it is tried again in the next stretch, a new process at once."""
         self._state: Value = None
         """What stable handed out last."""
         self._stable_pilot: Pilot | None = None
         """Of the last stable policy that drove: a pause, or a candidate's half, doesn't touch it."""
+
+    def begin(self, drive: Drive) -> None:
+        """A life of the plant begins: whatever drove it in an earlier one has nothing to go on from."""
+        self._state = self._stable_pilot = self._failed = None
+        if drive.recording.role is Role.STABLE:
+            self._is_driven_by(drive.pilot)
 
     # --- before and after each tick ------------------------------------------------------------------------------------
 
@@ -90,8 +97,12 @@ class Stretches:
 
     async def turn(self, drive: Drive, transition: Transition) -> None:
         """An observation has come: from here on, the next stretch's policy answers, if it is ready."""
+        if self._switch is not None and not self._is_wanted(self._switch):
+            self._abandon()  # nobody waits for what takes its time and is not to drive any more
+            self.look_ahead(drive)
         switch = self._switch
         if switch is None:
+            self._overrun(drive, transition)
             return
         if not await self._hurried(switch, transition):
             self._overrun(drive, transition)
@@ -104,8 +115,8 @@ class Stretches:
             return
         error = switch.ready.result() if switch.ready is not None else None
         if error is not None:
-            self._refuse(switch, error)
             self._overrun(drive, transition)
+            self._refuse(switch, error)
             self.look_ahead(drive)
             return
         self._conclude(drive)
@@ -131,7 +142,8 @@ class Stretches:
         if self._control.paused or (recording.ticks and recording.is_idle):
             return None
         pilot = self._episodes.pilot(recording, begun=self._is_unspoilt(recording.revision))
-        self._is_driven_by(pilot)
+        if recording.role is Role.STABLE:
+            self._is_driven_by(pilot)
         return pilot
 
     def _is_driven_by(self, pilot: Pilot | None) -> None:
@@ -168,13 +180,18 @@ class Stretches:
         if recording.purpose is Purpose.PAIR:
             return self._plan is None or not control.pairs.holds(self._plan)
         if recording.ticks and recording.is_idle:
-            return not control.paused and not self._is_latched()
-        return control.stable not in {recording.revision, self._failed} and self._has_worker(control.stable)
+            return not control.paused and not self._is_latched() and self._can_take_over()
+        return control.stable != recording.revision and self._can_take_over()
 
     def _is_wanted(self, switch: _Switch) -> bool:
         if switch.plan is not None:
             return self._plan is switch.plan and self._control.pairs.holds(switch.plan) and not self._control.paused
         return switch.recording.revision == (self._control.stable or "")
+
+    def _can_take_over(self) -> bool:
+        """Whether the stable revision has a worker that has not just failed to."""
+        worker = self._control.workers.get(self._control.stable or "")
+        return worker is not None and worker is not self._failed
 
     def _has_worker(self, revision: str | None) -> bool:
         return revision is not None and self._control.workers.get(revision) is not None
@@ -245,7 +262,10 @@ class Stretches:
             if not incoming.begun:
                 await incoming.begin()
             switch.handing = True
-            state = switch.recording.state = await self._state_of(outgoing)
+            state = await self._state_of(outgoing)
+            if self._switch is not switch:
+                return None  # it was abandoned meanwhile: what it would note is of no switch any more
+            self._state = switch.recording.state = state
             if state is None:
                 return None
             try:
@@ -274,15 +294,14 @@ class Stretches:
         if outgoing is None or not outgoing.begun:
             return self._state
         try:
-            self._state = check_state(await outgoing.state())
+            state = check_state(await outgoing.state())
         except (ValueError, SandboxError) as error:
-            self._state = None
             self._count(HandOver.UNUSABLE)
             self._control.happened("handover.unusable", f"the successor begins afresh: {error}"[:500], device=self._device)
-        else:
-            if self._state is None:
-                self._count(HandOver.STATELESS)
-        return self._state
+            return None
+        if state is None:
+            self._count(HandOver.STATELESS)
+        return state
 
     async def _hurried(self, switch: _Switch, transition: Transition) -> bool:
         """Whether it becomes ready before the policy that drives has to be asked: control never waits for one that takes its time.
@@ -316,13 +335,13 @@ class Stretches:
         switch.recording.blame(reason_of(error), words_of(error))
         if switch.plan is not None:
             self._halves.remove(switch.recording.role)
-        else:
-            self._failed = switch.recording.revision
+        elif switch.pilot is not None:
+            self._failed = switch.pilot.worker
         self._episodes.conclude(switch.recording, switch.pilot, Outcome.ABORTED)
 
     def _overrun(self, drive: Drive, transition: Transition) -> None:
         """The stretch is over but what follows isn't ready: the same policy goes on, in an episode that no test sees."""
-        if drive.recording.ticks >= self._ticks and drive.recording.purpose is not Purpose.RECOVERY:
+        if drive.recording.ticks >= self._ticks and not self._control.draining:
             before = drive.recording
             self._conclude(drive)
             drive.recording = self._episodes.open(before.revision, before.role, Purpose.RECOVERY)
@@ -332,7 +351,7 @@ class Stretches:
         whole = drive.recording.ticks >= self._ticks or drive.recording.purpose is Purpose.RECOVERY
         outcome = self._outcome(drive.recording, whole=whole)
         if drive.recording.ticks:
-            self._failed = "" if whole else self._failed
+            self._failed = None if whole else self._failed
             self._episodes.conclude(drive.recording, drive.pilot, outcome)
         else:
             self._episodes.discard(drive.recording)

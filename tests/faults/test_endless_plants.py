@@ -7,10 +7,12 @@ state was handed over; a jump, if it wasn't.
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
 
+import aiomqtt
 import pytest
 from daemons import of, serve
 
@@ -42,6 +44,9 @@ UNHURRIED = COUNTER.replace("self.count = 0.0\n\n        def act", "sum(range(50
 LEISURELY = COUNTER.replace("self.count = 0.0\n\n        def act", "sum(range(50_000_000))\n\n        def act")
 INFINITE = COUNTER.replace('return {"count": self.count}', 'return {"count": float("inf")}')
 RAISER = COUNTER.replace("return self.count\n", "raise ArithmeticError\n", 1)
+FORGETFUL = COUNTER.partition("        def state")[0]
+UNWILLING = COUNTER.replace("self.count = 0.0\n\n        def act", 'raise LookupError("no gains")\n\n        def act')
+STUCK = COUNTER.replace("self.count = 0.0\n\n        def act", "while True:\n                pass\n\n        def act")
 CANDIDATES = {"deceiver": DECEIVER, "infinite": INFINITE, "refuser": REFUSER, "raiser": RAISER}
 
 
@@ -221,6 +226,94 @@ async def test_a_paused_plant_gets_the_safe_action_and_goes_on_as_it_was(runners
     counted = [line.action for line in plant.applied if line.source == "action"]
     assert counted == [float(number + 1) for number in range(len(counted))]
     assert {episode.outcome for episode in of(daemon, reason="idle")} == {Outcome.LOST}
+    plant.prove()
+    await daemon.aclose()
+
+
+async def test_a_pause_in_the_first_stretch_of_a_life_is_no_reason_to_begin_afresh(runners, endless, mosquitto, make_program, until):
+    async with Plant(mosquitto.url, step_interval=0.001) as plant:
+        daemon = await serve(runners, endless(episode_ticks=200), mosquitto, make_program(FORGETFUL))
+        await until(lambda: plant.applied)
+        await daemon.runner.pause()
+        await until(lambda: plant.applied[-1].source == "safe")
+        await daemon.runner.resume()
+        await until(lambda: plant.applied[-1].source == "action")
+        counted = [line.action for line in plant.applied if line.source == "action"]
+        assert counted == [float(number + 1) for number in range(len(counted))]
+        await daemon.aclose()
+
+
+async def test_a_life_that_the_plant_begins_by_itself_is_a_new_one_for_its_policy(runners, endless, mosquitto, make_program, until):
+    topic = "agentd/v1/devices/bare"
+    daemon = await serve(runners, endless(), mosquitto, make_program(FORGETFUL))
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client:
+        await client.subscribe(f"{topic}/down/+")
+        await client.publish(f"{topic}/up/status", json.dumps({"status": "ready", "session": "s", "agent": "cartpole"}))
+
+        async def answer(episode, step):
+            seen = {"session": "s", "episode": episode, "step": step, "observation": 0.0}
+            await client.publish(f"{topic}/up/observation", json.dumps(seen))
+            return await heard("action")
+
+        async def heard(kind):
+            async with asyncio.timeout(10):
+                while not (message := await anext(client.messages)).topic.matches(f"+/+/+/+/down/{kind}"):
+                    pass
+            return json.loads(message.payload)
+
+        commanded = (await heard("command"))["episode"]
+        lived = [(await answer(commanded, step))["action"] for step in range(TICKS + 3)]
+        assert lived == [float(number + 1) for number in range(len(lived))]
+        assert [(await answer("its own", step))["action"] for step in range(3)] == [1.0, 2.0, 3.0]
+    await until(lambda: "superseded" in {episode.reason for episode in daemon.episodes})
+    await daemon.aclose()
+
+
+async def test_a_revision_that_never_can_take_over_is_tried_once_a_stretch_and_nothing_grows_meanwhile(
+    runners, endless, mosquitto, plant, make_program, until
+):
+    first, unwilling = make_program(COUNTER), make_program(UNWILLING)
+    daemon = await serve(runners, endless(), mosquitto, first)
+    await daemon.runner.load(*unwilling)
+    await until(lambda: daemon.episodes)
+    known = len(plant.applied)
+    await daemon.runner.route(unwilling[1].id)
+    await until(lambda: len(plant.applied) > known + 6 * TICKS)
+    await until(lambda: len(of(daemon, revision=first[1].id, purpose=Purpose.RECOVERY)) >= 3)
+    tried = len(of(daemon, revision=unwilling[1].id))
+    assert 2 <= tried <= len(plant.applied[known:]) / TICKS + 2
+    assert {episode.outcome for episode in of(daemon, revision=unwilling[1].id)} == {Outcome.ABORTED}
+    assert {len(episode.steps) for episode in of(daemon, revision=first[1].id)} == {TICKS}
+    assert plant.jumps() == []
+    plant.prove()
+    await daemon.aclose()
+
+
+async def test_a_switch_waits_neither_for_one_that_was_called_off_nor_for_the_stretch_after_its_worker_was_killed(
+    runners, endless, mosquitto, plant, make_program, until
+):
+    import psutil
+
+    first, stuck, last = (make_program(text) for text in (COUNTER, STUCK, LEISURELY))
+    spec = endless(episode_ticks=100_000)
+    spec = spec.model_copy(update={"sandbox": spec.sandbox.model_copy(update={"load_timeout": "60s"})})
+    daemon = await serve(runners, spec, mosquitto, first)
+    processes = psutil.Process(daemon.runner.pid)
+    await daemon.runner.load(*stuck)
+    before = {child.pid for child in processes.children(recursive=True)}
+    await daemon.runner.load(*last)
+    [worker] = {child.pid for child in processes.children(recursive=True)} - before
+    await until(lambda: plant.applied)
+    await daemon.runner.route(stuck[1].id)
+    known = len(plant.applied)
+    await until(lambda: len(plant.applied) > known + 2)  # it is being made ready, and never will be
+    await daemon.runner.route(last[1].id)
+    known = len(plant.applied)
+    await until(lambda: len(plant.applied) > known + 2)  # so is this one, for a second
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: last[1].id in plant.revisions())
+    assert [event.data["revision"] for event in daemon.events if event.kind == "worker.died"] == [last[1].id]
+    assert plant.jumps() == []
     plant.prove()
     await daemon.aclose()
 
