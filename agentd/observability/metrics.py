@@ -79,6 +79,7 @@ class Metrics:
             "deadline_misses": self._misses,
             "dropped": self._dropped,
             "handovers": self._hand_overs,
+            "lost": counter("runner_losses", "Episodes, messages and traces that a runner could not keep, or could not get.", "what"),
             "messages": self._messages,
             "missed_ticks": self._missed,
             "safe_actions": self._safe,

@@ -103,6 +103,8 @@ class Episodes:
             except SandboxError as error:
                 if not recording.error:
                     recording.error = f"no trace: {words_of(error)}"
+        if trace is None and recording.has_acted:
+            self._control.spool.count("lost.traces")
         self._control.spool.add_episode(recording.close(outcome, trace))
         self._control.garbage.concluded()
         await self._control.workers.release(recording.revision)

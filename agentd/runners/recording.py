@@ -55,6 +55,8 @@ class Recording:
         self._exchanged = 0
         self._final: Value = None
         self._driven = False
+        self.has_acted = False
+        """Whether the policy gave any of its actions."""
 
     def answered(
         self, observation: Transition, tick: int, action: Value, safe: str | None, latency: float, asked: tuple[Exchange, ...] = ()
@@ -65,6 +67,7 @@ class Recording:
         """
         self._settle()
         self._driven = self._driven or safe not in IDLE
+        self.has_acted = self.has_acted or safe is None
         self._open = (observation.observation, tick, action, safe, latency, self._bounded(asked) if asked else ())
 
     def followed(self, transition: Transition) -> None:

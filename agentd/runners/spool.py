@@ -46,11 +46,11 @@ class Spool:
         try:
             content = frame(Finished(episode=episode))
         except CodecError:
-            self.count("spool.unsendable")
+            self.count("lost.unsendable")
             return
         while self._episodes and (len(self._episodes) >= MAX_EPISODES or self._bytes + len(content) > MAX_EPISODE_BYTES):
             self._forget(next((name for name in self._episodes if name not in self._halves), next(iter(self._episodes))))
-            self.count("spool.dropped_episodes")
+            self.count("lost.episodes")
         self._episodes[episode.id] = content
         if episode.pair:
             self._halves.add(episode.id)
@@ -74,10 +74,18 @@ class Spool:
     def tell(self, message: Message) -> None:
         """Say something when there is somebody to hear it."""
         if len(self._messages) >= MAX_MESSAGES:
-            self._messages.popleft()
-            self.count("spool.dropped_messages")
+            self._make_room(self._messages.popleft())
         self._messages.append(message)
         self._news.set()
+
+    def _make_room(self, oldest: Message) -> None:
+        """Drop a message. What it counts is told by a later one."""
+        if isinstance(oldest, Counted):
+            self._counts.update(oldest.deltas)
+            return
+        if isinstance(oldest, Log):
+            self._dropped_lines += len(oldest.lines) + oldest.dropped
+        self.count("lost.messages")
 
     def happened(self, event: Event) -> None:
         """Tell of an event."""
@@ -117,7 +125,12 @@ class Spool:
         while True:
             if self._messages:
                 self._taken.set()
-                return frame(self._messages.popleft())
+                message = self._messages.popleft()
+                try:
+                    return frame(message)
+                except CodecError:  # the others are told all the same
+                    self.count("lost.unsendable")
+                    continue
             if self._unsent and len(self._in_flight) < EPISODE_WINDOW:
                 episode = next(iter(self._unsent))
                 del self._unsent[episode]

@@ -36,6 +36,7 @@ CONTRACT = {
     "agentd_step_duration_seconds": {"agent", "role"},
     "agentd_deadline_misses_total": {"agent"},
     "agentd_safe_actions_total": {"agent", "reason"},
+    "agentd_runner_losses_total": {"agent", "what"},
     "agentd_proposals_total": {"agent", "algorithm", "outcome"},
     "agentd_releases_total": {"agent", "outcome"},
     "agentd_release_phase": {"agent", "phase"},
@@ -71,6 +72,7 @@ RUNNER = {
     "dropped.late_action": 1.0,
     "safe_actions.late": 2.0,
     "deadline_misses": 2.0,
+    "lost.traces": 1.0,
     "step_duration.stable.0.002": 5.0,
     "step_duration.stable.0.01": 2.0,
     "step_duration.stable.inf": 1.0,
@@ -194,6 +196,7 @@ def test_ticks_are_those_that_the_runner_counted(metrics) -> None:
     assert value(metrics, "agentd_deadline_misses_total", agent="cartpole") == 4
     assert value(metrics, "agentd_mqtt_messages_total", agent="cartpole", direction="in") == 6
     assert value(metrics, "agentd_mqtt_dropped_messages_total", agent="cartpole", reason="late_action") == 2
+    assert value(metrics, "agentd_runner_losses_total", agent="cartpole", what="traces") == 2
     buckets = {
         le: value(metrics, "agentd_step_duration_seconds_bucket", agent="cartpole", role="stable", le=le)
         for le in ("0.002", "0.01", "+Inf")

@@ -8,6 +8,7 @@ import time
 
 import msgspec
 import pytest
+from daemons import Daemon
 from processes import alive
 
 from agentd.environment_spec import EnvironmentSection
@@ -266,6 +267,12 @@ async def test_a_latched_safe_action_stays_to_the_end_of_the_episode(runners, ma
     assert [step.safe for step in finished.steps[:5]] == [None, None, None, "invalid", "latched"]
     assert {step.safe for step in finished.steps[4:]} == {"latched"}
     assert {step.action for step in finished.steps[3:]} == {1}
+
+
+async def test_a_trace_that_died_with_its_process_is_counted(runners, make_spec, make_program, until):
+    daemon = Daemon(await served(runners, make_spec(sandbox={"step_timeout": "200ms"}), make_program(HANGS_AT_TICK_3)))
+    await until(lambda: daemon.counts["lost.traces"])
+    await daemon.aclose()
 
 
 async def test_the_safe_action_latches_also_where_the_policy_died_of_its_tick(runners, make_spec, make_program):

@@ -70,7 +70,7 @@ async def test_the_oldest_episodes_make_room_and_are_counted(monkeypatch):
     spool.report()
     told = await taken(spool)
     assert [one.episode.id for one in told if isinstance(one, Finished)] == ["e2", "e3", "e4"]
-    assert [one.deltas for one in told if isinstance(one, Counted)] == [{"spool.dropped_episodes": 2.0}]
+    assert [one.deltas for one in told if isinstance(one, Counted)] == [{"lost.episodes": 2.0}]
 
 
 async def test_nothing_grows_in_a_long_absence(monkeypatch):
@@ -93,7 +93,7 @@ async def test_an_episode_that_can_not_travel_is_counted_and_hurts_nothing():
     spool = Spool()
     spool.add_episode(episode(0, trace=object()))
     spool.report()
-    assert [one.deltas for one in await taken(spool)] == [{"spool.unsendable": 1.0}]
+    assert [one.deltas for one in await taken(spool)] == [{"lost.unsendable": 1.0}]
 
 
 async def test_counts_add_up_until_they_are_reported():
@@ -120,6 +120,33 @@ async def test_events_of_a_long_absence_are_bounded_and_the_newest_stay(monkeypa
     for number in range(5):
         spool.happened(Event(kind=f"k{number}", at=0.0))
     assert [one.event.kind for one in await taken(spool) if isinstance(one, Happened)] == ["k3", "k4"]
+
+
+async def test_what_was_counted_in_a_long_absence_is_told_in_the_end_whatever_had_to_make_room(monkeypatch):
+    monkeypatch.setattr(module, "MAX_MESSAGES", 4)
+    spool = Spool()
+    for number in range(9):
+        spool.count("safe_actions.late")
+        spool.log(f"line {number}")
+        spool.report()
+        for kind in range(number):
+            spool.happened(Event(kind=f"k{kind}", at=0.0))
+    first = await taken(spool)
+    spool.report()
+    told = first + await taken(spool)
+    assert sum(one.deltas.get("safe_actions.late", 0) for one in told if isinstance(one, Counted)) == 9
+    assert sum(len(one.lines) + one.dropped for one in told if isinstance(one, Log)) == 9
+    lost = sum(one.deltas.get("lost.messages", 0) for one in told if isinstance(one, Counted))
+    assert lost >= sum(range(9)) - sum(isinstance(one, Happened) for one in told)
+
+
+async def test_a_message_that_can_not_travel_is_counted_and_the_others_are_told():
+    spool = Spool()
+    spool.happened(Event(kind="k0", at=0.0, message="half a pair: \ud800"))
+    spool.happened(Event(kind="k1", at=0.0))
+    assert [one.event.kind for one in await taken(spool)] == ["k1"]
+    spool.report()
+    assert [one.deltas for one in await taken(spool)] == [{"lost.unsendable": 1.0}]
 
 
 async def test_it_is_emptied_when_the_daemon_has_everything():
