@@ -352,8 +352,14 @@ class AgentSpec(Section):
         """An environment without an action space whose limits should be those of its space, and cases that nobody could judge."""
         environment, guardrails = _table(table, "environment"), _table(table, "guardrails")
         limits = guardrails.get("action_limits", "space")
-        if environment.get("kind") == EnvironmentKind.MQTT and "action_space" not in environment and limits == "space":
-            yield "environment.action_space", 'required for kind "mqtt" while guardrails.action_limits is "space"'
+        shapeless = (
+            isinstance(limits, Mapping) and set(limits) <= {"low", "high", "rate"} and limits.get("low") is limits.get("high") is None
+        )
+        if environment.get("action_space") is None and (limits == "space" or shapeless):
+            if environment.get("kind") == EnvironmentKind.MQTT:
+                yield "environment.action_space", 'required for kind "mqtt" unless guardrails.action_limits has low or high'
+            elif environment.get("kind") != EnvironmentKind.GYMNASIUM and limits != "space":
+                yield "guardrails.action_limits", "should have low or high, or the environment an action_space: a rate alone is of no shape"
         if environment.get("kind") == EnvironmentKind.DATASET and "feedback" not in table:
             yield "feedback", 'required for kind "dataset": a function that compares the answer with the reference'
         served = environment.get("kind") == EnvironmentKind.HTTP

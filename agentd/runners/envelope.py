@@ -4,11 +4,13 @@ A sandbox makes code safe, not actions. An action is applied as the policy gave 
 nothing in between, so that a record never shows an action that neither the policy nor the operator chose.
 """
 
+import math
 from typing import Self
 
 import numpy as np
 
 from agentd.environments.spaces import fit
+from agentd.errors import PlantError
 from agentd.records import Space, Value
 from agentd.spec import ActionLimitsSection, AgentSpec
 
@@ -23,13 +25,23 @@ class Envelope:
 
     @classmethod
     def from_spec(cls, spec: AgentSpec, space: Space) -> Self:
-        """What `[guardrails] action_limits` says, on the environment's action space."""
+        """What `[guardrails] action_limits` says, on the environment's action space; where none is declared, it is the space.
+
+        Raises PlantError where it has another number of ends than an action has components.
+        """
         section = spec.guardrails.action_limits
         if not isinstance(section, ActionLimitsSection):
             return cls(space)
         limits = None
         if section.low is not None or section.high is not None:
-            limits = Space(kind="box", shape=space.shape, low=section.low, high=section.high)
+            counts = {len(end) for end in (section.low, section.high) if isinstance(end, tuple)}
+            shape = (*counts,) if space.kind == "any" else space.shape
+            if len(counts) > 1 or any(count != math.prod(shape) for count in counts):
+                found, wanted = " and ".join(map(str, sorted(counts))), f"{math.prod(shape)} components"
+                raise PlantError(f"[guardrails] action_limits: {found} ends in low or high, where an action has {wanted}")
+            limits = Space(kind="box", shape=shape, low=section.low, high=section.high)
+        if space.kind == "any" and limits is not None:
+            space, limits = limits, None
         return cls(space, limits=limits, rate=section.rate)
 
     def check(self, action: Value, previous: Value | None) -> Value:

@@ -465,6 +465,12 @@ def test_mqtt_needs_a_safe_action_inside_an_action_space(folder) -> None:
     folder.load()
 
 
+def test_a_rate_alone_is_of_no_shape_and_stands_for_no_action_space(folder) -> None:
+    mqtt(folder, "safe_action = { value = 0.5 }")
+    folder.append("[guardrails]\naction_limits = { rate = 0.1 }\n")
+    assert "low or high" in folder.mistakes()["environment.action_space"]
+
+
 def test_limits_that_are_written_out_stand_for_an_action_space(folder) -> None:
     mqtt(folder, "safe_action = { value = 0.0 }")
     folder.append("[guardrails]\naction_limits = { low = -1.0, high = 1.0, rate = 0.1 }\n")

@@ -547,6 +547,11 @@ async def test_sigterm_drains_a_runner(runners, make_spec, make_program, until):
     await until(lambda: not alive(runner.pid))
 
 
+async def test_limits_that_do_not_fit_the_plants_actions_are_said_before_it_is_driven(runners, make_spec):
+    with pytest.raises(PlantError, match="2 ends in low or high, where an action has 1 components"):
+        await runners.start(make_spec(guardrails={"action_limits": {"low": [0, 0]}}))
+
+
 async def test_an_environment_that_does_not_exist_is_said_by_name(runners, make_spec):
     spec = make_spec(environment={"kind": "gymnasium", "id": "NoSuchPlant-v1"})
     with pytest.raises(PlantError, match="NoSuchPlant-v1"):
