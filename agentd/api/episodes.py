@@ -1,5 +1,6 @@
 """/api/v1/episodes: asking an agent, what happened in an episode, why (the trace), and what it was worth (the feedback)."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -89,7 +90,7 @@ async def read_trace(shared: Shared, episode: Key) -> Response:
     content = await shared.store.trace(episode)
     if content is None:
         raise NotFound("trace of the episode", episode)
-    return document(trace_view(content))
+    return document(await asyncio.to_thread(trace_view, content))  # up to 4 MiB, and whoever wrote it may want us busy
 
 
 @router.get("/episodes/{episode}/feedback", dependencies=[viewer])
