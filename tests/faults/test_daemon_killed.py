@@ -52,7 +52,7 @@ async def test_a_daemon_killed_in_the_middle_of_a_canary_is_missed_by_nobody(hos
     await hosted.until(lambda: hosted.events("runner.adopted"))
     agent = await hosted.agent()
     assert (agent["runner_session"], agent["runner_adopted"]) == (session, True)
-    assert await hosted.events("runner.lease_expired")
+    await hosted.until(lambda: hosted.events("runner.lease_expired"))
     assert hosted.forgotten(committed) == {}
     finished = [line["episode"] for line in meanwhile if line["step"] == 99]
 
@@ -120,7 +120,7 @@ async def test_a_daemon_that_stands_still_for_longer_than_its_lease_goes_on_with
     assert robot.revisions(known + 350) == {release["reference"]}
     hosted.daemon.send_signal(signal.SIGCONT)
     await hosted.until_pairs(release["id"], release["pairs"] + 1)
-    assert await hosted.events("runner.lease_expired")
+    await hosted.until(lambda: hosted.events("runner.lease_expired"))
     assert (await hosted.agent())["health"] != "failed"
     assert await hosted.stop() == 0
     assert robot.sources()["fallback"] == 0

@@ -268,7 +268,8 @@ async def test_a_lease_that_runs_out_in_a_pair_ends_it_at_the_boundary(runners, 
     assert all(one.outcome is Outcome.FINISHED for one in served)  # none was cut
     whole = {one.pair for one in of(daemon, purpose=Purpose.PAIR, role=Role.STABLE)}
     assert dropped | whole == {plan.id for plan in plans}
-    assert all(one.role is Role.STABLE for one in daemon.episodes[known + 1 :])
+    expired = next(event for event in daemon.events if event.kind == "runner.lease_expired")
+    assert max(one.started_at for one in served) < expired.at < daemon.episodes[-1].started_at
     plant.prove()
     await daemon.aclose()
 
