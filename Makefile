@@ -12,7 +12,7 @@ PIP := --quiet --no-compile
 # Tests start hundreds of processes; without compiled files beside the sources each would compile agentd anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests test-long coverage check bench venv tools upgrade
+.PHONY: help demo test tests test-long coverage check bench venv python tools upgrade
 
 help:
 	@echo "make demo       set up, then watch a controller break and recover (one to four minutes; Ctrl-C ends it)"
@@ -26,8 +26,9 @@ help:
 demo: venv
 	@$(BIN)/agentd demo $(DEMO)
 
-# The checks take half a minute of one core: beside the tests they cost little.
-test: tools venv
+# What waits for the network is fetched side by side. The checks take half a minute of one core: beside the tests they cost little.
+test:
+	@$(MAKE) --no-print-directory -j 2 tools venv
 	@$(MAKE) --no-print-directory -j 2 check tests
 
 # One process compiles first what each of the workers would compile for itself at the same time, on the core that the checks leave.
@@ -62,20 +63,22 @@ $(PEER): | venv
 venv: $(INSTALLED)
 
 # The stamp is newer than pyproject.toml and constraints.txt exactly when .venv holds what they ask for.
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentd needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
-	$(call debian,$(PYTHON) -c "import ensurepip",python3-venv)
+$(INSTALLED): pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing agentd and its tools into .venv (once; a minute or two)"
 	@$(BIN)/python -m pip install $(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentd needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	$(call debian,$(PYTHON) -c "import ensurepip",python3-venv)
 
 upgrade: venv
 	$(BIN)/python -m pip install $(PIP) --upgrade --upgrade-strategy eager --editable '.[dev]'
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 # Tests talk to a real broker, and promtool checks the metrics.
-tools:
+tools: python  # one installation of Debian packages at a time
 	$(call debian,command -v mosquitto && command -v promtool,mosquitto prometheus)
 
 # $(call debian,TEST,PACKAGES): unless TEST succeeds, install Debian packages when root, else say how. Their services are not started.
