@@ -70,6 +70,8 @@ class Stretches:
         self._switch: _Switch | None = None
         self._failed: PolicyWorker | None = None
         """The worker of a stable revision that could not take over: it is tried again in the next stretch, a new process at once."""
+        self._shunned = ""
+        """The stable revision whose process a state has ended: the next one begins without."""
         self._state: Value = None
         """What stable handed out last."""
         self._stable_pilot: Pilot | None = None
@@ -78,6 +80,7 @@ class Stretches:
     def begin(self, drive: Drive) -> None:
         """A life of the plant begins: whatever drove it in an earlier one has nothing to go on from."""
         self._state = self._stable_pilot = self._failed = None
+        self._shunned = ""
         if drive.recording.role is Role.STABLE:
             self._is_driven_by(drive.pilot)
 
@@ -148,7 +151,7 @@ class Stretches:
 
     def _is_driven_by(self, pilot: Pilot | None) -> None:
         """What stable handed out is out of date once it drives."""
-        self._state = None
+        self._state, self._shunned = None, ""
         if pilot is not None:
             self._stable_pilot = pilot
 
@@ -262,7 +265,8 @@ class Stretches:
             if not incoming.begun:
                 await incoming.begin()
             switch.handing = True
-            state = await self._state_of(outgoing)
+            shuns = switch.recording.role is Role.STABLE and switch.recording.revision == self._shunned
+            state = None if shuns else await self._state_of(outgoing)
             if self._switch is not switch:
                 return None  # it was abandoned meanwhile: what it would note is of no switch any more
             self._state = switch.recording.state = state
@@ -270,12 +274,16 @@ class Stretches:
                 return None
             try:
                 await incoming.load_state(state)
-            except PolicyError as error:
+            except SandboxError as error:
                 self._count(HandOver.REFUSED)
                 if switch.recording.role is Role.CANDIDATE:
                     return error
-                message = f"load_state of revision {switch.recording.revision[:10]} raised, it begins afresh: {error}"
+                what = "raised" if isinstance(error, PolicyError) else "ended its process"
+                message = f"load_state of revision {switch.recording.revision[:10]} {what}, it begins afresh: {error}"
                 self._control.happened("handover.refused", message[:500], device=self._device, revision=switch.recording.revision)
+                if not isinstance(error, PolicyError):  # what is rolled back must not keep its successor away by what it hands over
+                    self._shunned = switch.recording.revision
+                    return error
                 switch.recording.state = None
                 await incoming.begin()
             else:

@@ -216,6 +216,30 @@ async def test_a_promoted_revision_that_gets_no_state_begins_afresh(runners, end
     await daemon.aclose()
 
 
+async def test_what_is_rolled_back_can_not_stay_by_a_state_that_its_successor_hangs_on(
+    runners, endless, mosquitto, plant, make_program, until
+):
+    good = make_program(
+        COUNTER.replace("self.count = state", 'while state["count"] == 5000.0:\n                pass\n            self.count = state')
+    )
+    bad = make_program(DECEIVER)
+    daemon = await serve(runners, endless(), mosquitto, good)
+    await until(lambda: plant.applied)
+    await daemon.runner.load(*bad)
+    await daemon.runner.route(bad[1].id)
+    await until(lambda: bad[1].id in plant.revisions())
+    known = len(plant.applied)
+    await daemon.runner.route(good[1].id)
+    await until(lambda: good[1].id in plant.revisions(known))
+    [(_, _, after)] = plant.jumps()
+    assert after == 1.0
+    await until(lambda: "handover.refused" in daemon.kinds())
+    [refused] = of(daemon, revision=good[1].id, outcome=Outcome.ABORTED)
+    assert refused.reason == "timeout"
+    plant.prove()
+    await daemon.aclose()
+
+
 async def test_a_paused_plant_gets_the_safe_action_and_goes_on_as_it_was(runners, endless, mosquitto, plant, make_program, until):
     daemon = await serve(runners, endless(), mosquitto, make_program(COUNTER))
     await until(lambda: daemon.episodes)
