@@ -175,11 +175,12 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def _alike(one: Value, other: Value) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        try:
-            return bool(np.allclose(one, other, rtol=1e-9, atol=1e-12))
-        except (TypeError, ValueError):  # not numbers, or of another shape
-            return False
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-9, atol=1e-12))
+    if isinstance(one, np.ndarray):
+        one = one.tolist()  # of lists, numpy would make an array however large that is (agentd.environments.spaces)
+    if isinstance(other, np.ndarray):
+        other = other.tolist()
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
