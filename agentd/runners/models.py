@@ -93,8 +93,11 @@ class Models:
             await before.aclose()
         await client.load()  # before anything is routed, rather than within the first step
 
-    async def complete(self, question: Asked, until: float) -> LlmReply:
-        """A model's answer before the step ends at `until` (the loop's time). Raises ModelError, BudgetExhausted."""
+    async def complete(self, question: Asked, until: float, waited: Callable[[], float]) -> LlmReply:
+        """A model's answer before the step ends at `until` (the loop's time). Raises ModelError, BudgetExhausted.
+
+        `waited`: for how many seconds of the step models have been asked. Who left them less than half of it asked too late.
+        """
         if self._client is None or self._access is None:
             raise ModelError("no daemon has told this runner yet which models it may ask", model="", retryable=True)
         names = self._access.names
@@ -114,6 +117,8 @@ class Models:
                 reply = await self._client.complete(request)
         except TimeoutError:
             text = f"{request.models[0]}: no answer before the end of the step ([sandbox] step_timeout)"
+            if waited() < self._step / 2:
+                raise ModelError(f"{text}, in the second half of which it was asked", model=request.models[0], status=400) from None
             raise ModelError(text, model=request.models[0], retryable=True) from None
         size = len(reply.text.encode())
         if size > MAX_TOLD:
@@ -157,6 +162,8 @@ class LiveDesk:
         self._models = models
         self._exchanges: list[Exchange] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._open = 0
+        self._since = self._waited = 0.0
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -167,7 +174,14 @@ class LiveDesk:
         """Answer by `tell` when the answer is there."""
         shown = tuple((role, shortened(text, MAX_SHOWN)) for role, text in question.messages)
         self._exchanges.append(Exchange(key=key_of(question), messages=shown, error="ModelError: the step ended before the answer came"))
+        if self._open == 0:
+            self._since = self._models.clock.monotonic()
+        self._open += 1
         self._tasks.append(self._models.spawn(self._answer(question, until, tell)))
+
+    def _seconds(self) -> float:
+        """For how long models have been asked in this step, one or several at once."""
+        return self._waited + (self._models.clock.monotonic() - self._since if self._open else 0.0)
 
     def close(self) -> None:
         """The step is over."""
@@ -179,7 +193,7 @@ class LiveDesk:
         place = question.number - 1
         exchange = msgspec.structs.replace(self._exchanges[place], error="")
         try:
-            reply = await self._models.complete(question, until)
+            reply = await self._models.complete(question, until, self._seconds)
         except (ModelError, BudgetExhausted) as error:
             self.outage = self._models.noted(error) or self.outage
             told = _failed(question, error)
@@ -196,6 +210,7 @@ class LiveDesk:
                 dollars=reply.dollars,
             )
         self._exchanges[place] = msgspec.structs.replace(exchange, seconds=self._models.clock.monotonic() - began)
+        self._waited, self._open, self._since = self._seconds(), self._open - 1, self._models.clock.monotonic()
         tell(told)
 
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)
 
 KEY = "sk-test-this-key-must-never-be-seen"
 PROGRAM = """
-import asyncio
+import asyncio, time
 from agentd.errors import BudgetExhausted, ModelError
 from agentd.trace import acall_llm, call_llm
 
@@ -27,6 +27,8 @@ class Policy:
         observation = observation.data
         if isinstance(observation, str):
             model = "openai/other" if observation == "other model" else "openai/scripted"
+            if observation == "too late":
+                time.sleep(2.75)
             return call_llm("Answer.", observation, max_tokens=9000, model=model)
         return await asyncio.gather(*(self.careful(question) for question in observation))
 
@@ -52,8 +54,8 @@ entrypoint = "judge:feedback"
 calls_per_step = 8
 max_tokens = 64
 [sandbox]
-step_timeout = "4s"
-allowed_imports = ["asyncio"]
+step_timeout = "3s"
+allowed_imports = ["asyncio", "time"]
 """
 REPLIES = {
     "plain": Reply("fine"),
@@ -66,7 +68,7 @@ REPLIES = {
     "gone": Reply(cut_after=0),
     "long": Reply("x" * 60_000),
 }
-CASES = ("429", "400", "other model", tuple(REPLIES)[:8])
+CASES = ("429", "400", "other model", "too late", tuple(REPLIES)[:8])
 
 
 class Site:
@@ -104,7 +106,7 @@ def write(folder, program=PROGRAM):
 
 
 def answer(request):
-    return REPLIES[request.body["messages"][-1]["content"]]
+    return REPLIES.get(request.body["messages"][-1]["content"], REPLIES["slow"])
 
 
 def name(observation):
@@ -163,7 +165,14 @@ async def test_a_service_that_fails_is_not_the_policy_s_fault(site):
     assert "RateLimitError" in found.error
 
 
-@pytest.mark.parametrize(("case", "words"), [("400", "too many tokens"), ("other model", "may ask openai/scripted, not openai/other")])
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("400", "too many tokens"),
+        ("other model", "may ask openai/scripted, not openai/other"),
+        ("too late", "in the second half of which it was asked"),  # or a policy could have any model fail, and its bad episodes not counted
+    ],
+)
 async def test_a_question_that_can_not_be_answered_is(site, case, words):
     found = site.episodes[case]
     assert (found.outcome, found.reason) == (Outcome.ABORTED, "exception")
