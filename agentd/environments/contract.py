@@ -114,7 +114,14 @@ class Linked:
     reason: str = ""
 
 
-Change = Joined | Left | Linked
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """Another runner, of this session, drives the same agent's devices."""
+
+    session: str
+
+
+Change = Joined | Left | Linked | Rival
 
 
 class Counters:

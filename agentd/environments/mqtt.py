@@ -6,7 +6,6 @@ observation that can't be used but asks for an action gets the safe one.
 """
 
 import asyncio
-import contextlib
 import logging
 from typing import Literal, Unpack
 
@@ -47,9 +46,9 @@ class MqttEnvironment(MqttLink, Carrier):
 
     async def _begin(self, client: aiomqtt.Client) -> None:
         for device in list(self._devices.values()):
-            await self._subscribe(client, device)
             device.heard()
-            self._introduce(device)  # the connection before may have ended while it was welcomed
+            if self._group is not None:
+                self._group.create_task(self._welcome(device), name=f"mqtt-{self._agent}-welcome-{device.id}")
         await subscribe(client, [(f"{self._devices_topic}/+/up/status", 1)])
 
     def _close(self) -> None:
@@ -139,7 +138,9 @@ class MqttEnvironment(MqttLink, Carrier):
         if status.status == "ready" and status.agent == self._agent:
             self._join(name, status)
         elif known is not None:
-            if status.session != known.session:
+            if status.status == "ready":
+                self._leave(known, "superseded")  # in a new life it serves another agent
+            elif status.session != known.session:
                 self.counters.dropped["older_session"] += 1
             else:
                 self._leave(known, "stopped" if status.status == "stopped" else "disconnected")
@@ -164,10 +165,10 @@ class MqttEnvironment(MqttLink, Carrier):
             self._group.create_task(self._welcome(device), name=f"mqtt-{self._agent}-welcome-{name}")
 
     async def _welcome(self, device: MqttDevice) -> None:
+        """Raises MqttError where it can't be heard: that ends the connection, and the next one welcomes all devices."""
         if self._client is not None:
-            with contextlib.suppress(aiomqtt.MqttError):  # the link's task connects again, and subscribes for all devices
-                await self._subscribe(self._client, device)
-        self._introduce(device)
+            await self._subscribe(self._client, device)
+            self._introduce(device)
 
     def _introduce(self, device: MqttDevice) -> None:
         """Tell of a device that is still there, once."""

@@ -1,6 +1,7 @@
 """The one connection of an agent to its broker: kept for good, with what the agent says of itself, and bounded on both ways."""
 
 import asyncio
+import collections
 import contextlib
 import json
 import logging
@@ -15,8 +16,8 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agentd.clock import Clock
-from agentd.device.connection import STABLE_AFTER, Broker, Client, Inbox, Reports, backoff, connected, end_task, words
-from agentd.environments.contract import Change, Counters, Linked
+from agentd.device.connection import STABLE_AFTER, Broker, Client, Inbox, Refused, Reports, backoff, connected, end_task, subscribe, words
+from agentd.environments.contract import Change, Counters, Linked, Rival
 from agentd.errors import PlantError
 from agentd.records import Space, Value
 from agentd.spec import MqttSection
@@ -24,6 +25,7 @@ from agentd.spec import MqttSection
 MAX_DEVICES = 1000
 _PUBLISH_TIMEOUT = 2.0
 _MAX_ANSWERS = 256
+_KNOWN_RIVALS = 32
 
 _logger = logging.getLogger("agentd.environments.mqtt")
 
@@ -43,6 +45,13 @@ class _Client(Client):
                 self._warned = True
                 _logger.warning("the broker refuses what this agent publishes: %s; see its access list", reason_code.getName())
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+class _Said(msgspec.Struct):
+    """An agent's `status`."""
+
+    status: str
+    session: str
 
 
 class LinkOptions(TypedDict):
@@ -82,6 +91,7 @@ class MqttLink(ABC):
         self._group: asyncio.TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None
         self._answers = 0
+        self._rivals: collections.deque[str] = collections.deque(maxlen=_KNOWN_RIVALS)
 
     @abstractmethod
     async def _begin(self, client: aiomqtt.Client) -> None:
@@ -161,6 +171,8 @@ class MqttLink(ABC):
         async with connected(self._new_client(arguments, reports)) as client:
             self._client = client  # before anything is heard: a device that joins now is subscribed to, and commanded, at once
             await self._begin(client)
+            with contextlib.suppress(Refused):  # it is only to hear of others
+                await subscribe(client, [(f"{self._agent_topic}/status", 1)])
             await self._announce()
             await self._describe()
             self._note(Linked(connected=True))
@@ -174,11 +186,32 @@ class MqttLink(ABC):
             **arguments,
             identifier=f"agentd-agent-{self._agent}-{self.session}",
             will=aiomqtt.Will(f"{self._agent_topic}/status", lost, qos=1, retain=True),
-            queue_type=Inbox.type_for(self._hear),
+            queue_type=Inbox.type_for(self._receive),
             keepalive=5,
             timeout=5.0,
             logger=reports,
         )
+
+    def _receive(self, message: aiomqtt.Message) -> None:
+        if message.topic.value == f"{self._agent_topic}/status":
+            self._hear_agent(message)
+        else:
+            self._hear(message)
+
+    def _hear_agent(self, message: aiomqtt.Message) -> None:
+        """Somebody spoke in this agent's name: this runner, an earlier one whose last will came late, or another agentd."""
+        try:
+            said = msgspec.json.decode(message.payload, type=_Said)
+        except (msgspec.MsgspecError, ValueError):
+            return
+        if said.session == self.session or message.retain or said.status == "stopped" or self._group is None:
+            return
+        if said.status != "lost":
+            if said.session in self._rivals:
+                return
+            self._rivals.append(said.session)
+            self._note(Rival(said.session))
+        self._group.create_task(self.announce(self._status), name=f"mqtt-{self._agent}-announce")  # what is retained is the truth again
 
     async def _announce(self) -> None:
         if self._client is not None:
@@ -215,6 +248,9 @@ class MqttLink(ABC):
     def _send(self, topic: str, payload: bytes) -> bool:
         """Hand a message to the network now, or not at all: behind what it doesn't take it would grow old."""
         if self._client is None:
+            return False
+        if len(payload) > self.settings.max_payload:
+            self.counters.dropped["too_large"] += 1  # many a broker would end the connection, and with it everybody's
             return False
         wire = self._client._client  # noqa: SLF001 - aiomqtt's publish waits even for QoS 0: a task, a timer, a poll of the socket
         if wire.want_write():

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentd.clock import Clock
-from agentd.environments import Device, Environment, Joined, Left, Linked, make_environment
+from agentd.environments import Device, Environment, Joined, Left, Linked, Rival, make_environment
 from agentd.environments.http import HttpEnvironment, HttpPlant
 from agentd.errors import RunnerError
 from agentd.runners import messages
@@ -151,6 +151,9 @@ class Runner:
                     self._control.happened("device.left", f"device {name} left: {reason}", device=name, reason=reason)
                     self._control.drop_pairs(self._control.pairs.drop(name), f"device {name} left: {reason}")
                     self._tell_devices()
+                case Rival(session=session):
+                    words = f"another agentd (session {session[:40]}) drives the same devices: one of them needs another prefix or broker"
+                    self._control.happened("broker.rival", words, session=session[:40])
                 case Linked(connected=True):
                     self._unreachable = ""
                     self._control.happened("broker.connected", "connected to the broker")

@@ -13,7 +13,7 @@ from devices import change
 
 from agentd.clock import SystemClock
 from agentd.device.connection import Client, connected
-from agentd.environments import Joined, Left, Linked, make_environment
+from agentd.environments import Joined, Left, Linked, Rival, make_environment
 from agentd.errors import PlantError, PlantLost
 from agentd.runners.pace import PacedDevice
 
@@ -70,10 +70,10 @@ def make_agent(mosquitto, make_spec):
         "safe_action": {"value": 0},
     }
 
-    def make(broker=None, **changes):
+    def make(broker=None, session="agent-1", **changes):
         spec = make_spec(environment=tables | changes)
         broker = broker or mosquitto.url
-        return make_environment(spec, session="agent-1", broker=broker, clock=SystemClock(), generator=random.Random(1))
+        return make_environment(spec, session=session, broker=broker, clock=SystemClock(), generator=random.Random(1))
 
     return make
 
@@ -130,7 +130,7 @@ async def test_a_device_that_was_there_before_the_agent_can_be_driven_at_once(ma
 
 async def test_actions_that_the_network_does_not_take_are_dropped_rather_than_sent_late(environment, arm, mosquitto, until):
     await driven(environment, arm)
-    action = b"x" * 60_000
+    action = b"x" * 2_000
     mosquitto.freeze()
 
     async def until_congested():
@@ -357,6 +357,27 @@ async def test_the_last_will_of_an_older_session_hurts_nobody(environment, arm, 
     assert (await stepping).tick == 1
 
 
+async def test_a_device_that_serves_another_agent_now_leaves_at_once(environment, arm):
+    device = await driven(environment, arm)
+    stepping, _ = await answered(device, arm)
+    arm.session = "s2"
+    await arm.status(agent="somebody else's")
+    with pytest.raises(PlantLost) as lost:
+        await stepping
+    assert lost.value.reason == "superseded"
+    assert not environment.counters.dropped
+
+
+async def test_an_action_beyond_the_payload_limit_is_not_sent_and_its_tick_is_the_devices_own(environment, arm):
+    device = await driven(environment, arm)
+    stepping = asyncio.create_task(device.step("x" * 3000, revision="r", safe=False))
+    await asyncio.sleep(0)
+    await arm.see("e1", 1, fallback=True)
+    assert (await stepping).fallback
+    assert environment.counters.dropped == {"too_large": 1}
+    assert arm.heard.empty()
+
+
 async def test_a_device_of_another_agent_is_not_ours(environment, arm):
     await arm.status(agent="somebody else's")
     arm.session = "s2"
@@ -453,6 +474,30 @@ async def test_the_agent_says_what_it_does_and_what_it_expects(environment, mosq
     assert (said["description"]["safe_action"], said["description"]["deadline_ms"]) == (0, 50.0)
 
 
+async def test_the_last_will_of_an_older_life_of_the_agent_does_not_stay(environment, mosquitto):
+    await environment.announce("ready")
+    await change(environment, Linked)
+    async with aiomqtt.Client("127.0.0.1", mosquitto.port) as client, asyncio.timeout(10):
+        await client.publish("agentd/v1/agents/cartpole/status", json.dumps({"status": "lost", "session": "agent-0"}), qos=1, retain=True)
+        await client.subscribe("agentd/v1/agents/cartpole/status")
+        async for message in client.messages:
+            if json.loads(message.payload) == {"status": "ready", "session": "agent-1"}:
+                break
+
+
+async def test_two_agentds_that_drive_the_same_devices_are_told_of_each_other_once(make_agent):
+    async with make_agent() as one:
+        await one.announce("ready")
+        await change(one, Linked)
+        async with make_agent(session="agent-2") as two:
+            await two.announce("ready")
+            assert (await change(one, Rival)).session == "agent-2"
+            assert (await change(two, Rival)).session == "agent-1"
+            await two.announce("paused")
+            await two.announce("stopped")
+        assert len(one._rivals) == 1
+
+
 async def test_a_broker_that_is_not_there_is_waited_for(mosquitto, make_spec):
     tables = {"kind": "mqtt", "action_space": {"discrete": 2}, "observation_space": {"shape": [4]}, "safe_action": {"value": 0}}
     spec = make_spec(environment=tables)
@@ -530,6 +575,60 @@ async def test_a_device_that_was_being_welcomed_when_the_connection_ended_joins_
         await arm.status()
         assert not (await change(environment, Linked)).connected
         assert (await change(environment, Joined)).device.id == "arm"
+
+
+@contextlib.asynccontextmanager
+async def withholding(port, word):
+    """A way to the broker; the second connection gets no answer but the first one until it has said `word`."""
+    connections, serving, said = [], [], asyncio.Event()
+
+    async def serve(reader, writer):
+        connections.append(writer)
+        serving.append(asyncio.current_task())
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+        second = len(connections) == 2
+
+        async def ask():
+            while content := await reader.read(4096):
+                onward.write(content)
+                if second and word in content:
+                    said.set()
+            onward.transport.abort()
+
+        async def answer():
+            if second:
+                writer.write(await there.readexactly(4))
+                await said.wait()
+            while content := await there.read(4096):
+                writer.write(content)
+
+        try:
+            with contextlib.suppress(OSError):
+                await asyncio.gather(ask(), answer())
+        finally:
+            writer.transport.abort()
+            onward.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+        await asyncio.wait(serving)
+
+
+async def test_many_devices_are_heard_again_after_one_round_trip_and_not_after_one_for_each(make_agent, arm, mosquitto, until):
+    settings = {"observation_timeout": 20.0}
+    async with (
+        withholding(mosquitto.port, b"leg/up/observation") as (broker, connections),
+        make_agent(broker, mqtt=settings) as environment,
+    ):
+        await change(environment, Linked)
+        await arm.status()
+        await change(environment, Joined)
+        leg = json.dumps({"status": "ready", "session": "l1", "agent": "cartpole"})
+        await arm.client.publish("agentd/v1/devices/leg/up/status", leg, qos=1)
+        await change(environment, Joined)
+        connections[0].transport.abort()
+        assert not (await change(environment, Linked)).connected
+        assert (await change(environment, Linked)).connected
 
 
 async def test_a_device_that_comes_back_while_others_get_their_heartbeats_is_not_taken_for_silent(environment, arm):
