@@ -140,6 +140,7 @@ async def test_a_life_is_cut_in_episodes_that_nobody_feels_and_left_at_the_end_o
     assert {len(episode.steps) for episode in daemon.episodes} == {TICKS}
     await until(lambda: plant.applied[-1].source == "fallback")
     assert [line.source for line in plant.applied if line.source != "fallback"][-1] == "safe"
+    assert [name for name in daemon.counts if name.startswith("lost.") or name == "safe_actions.fallback"] == []
     await daemon.aclose()
 
 
