@@ -21,6 +21,7 @@ from agentd.sandbox.wire import (
     MAX_ERROR_MESSAGE,
     MAX_MESSAGE,
     MAX_PACKET,
+    MAX_QUESTION,
     MAX_TRACEBACK,
     Answer,
     Asked,
@@ -30,6 +31,7 @@ from agentd.sandbox.wire import (
     announced,
     packets,
     printable,
+    question_size,
     reply_of,
     shortened,
 )
@@ -273,6 +275,8 @@ class Channel:
             raise CodecError("a question to a model, in a request that allows none")
         if question.number != self._asked or self._asked > call.desk.most:
             raise CodecError(f"question {question.number} where question {self._asked} of {call.desk.most} could come")
+        if (size := question_size(question.messages)) > MAX_QUESTION:
+            raise CodecError(f"a question of {size} bytes, where at most {MAX_QUESTION} can be asked")
         call.desk.ask(question, self._deadline, lambda told: self._tell(call, told))
 
     def _tell(self, call: _Call, told: Told) -> None:

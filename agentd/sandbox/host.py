@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from agentd import codec
 from agentd.errors import BudgetExhausted, ModelError
-from agentd.sandbox.wire import MAX_QUESTION, Act, Asked, Call, Define, Load, Request, Told
+from agentd.sandbox.wire import MAX_QUESTION, Act, Asked, Call, Define, Load, Request, Told, question_size
 from agentd.trace.host import checked
 
 _NOT_ALLOWED = "this agent may ask no models: its agent.toml has no [models]"
@@ -87,7 +87,7 @@ class WorkerHost:
             raise ModelError(_OUT_OF_PLACE if self._most else _NOT_ALLOWED, model="")
         if self._asked >= self._most:
             raise ModelError(f"{self._most} questions to models are allowed in a step ([models] calls_per_step)", model="")
-        size = sum(len(text.encode()) for _, text in said)
+        size = question_size(said)
         if size > MAX_QUESTION:
             raise ModelError(f"a question of {size} bytes, where at most {MAX_QUESTION} can be asked", model="")
         question = codec.encode(Asked(self._request, self._asked + 1, said, **options))

@@ -10,7 +10,7 @@ whose bytes are not looked into here, travels in parts.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +30,7 @@ _ANNOUNCEMENT = struct.Struct(">BI")
 ANNOUNCEMENT_SIZE = _ANNOUNCEMENT.size
 
 MAX_QUESTION = 256 * 1024
-"""Bytes of text in a question to a model."""
+"""Bytes of a question to a model: of its texts, and of the roles that say them."""
 MAX_TOLD = 48 * 1024
 """Bytes of text in a model's answer: it travels in one packet, so that nothing waits for the rest of it."""
 
@@ -322,6 +322,9 @@ class Failure(_Message, frozen=True):
     traceback: str
 
 
+_Role = Annotated[str, msgspec.Meta(pattern="^(system|user|assistant)$")]
+
+
 class Asked(_Message, frozen=True):
     """A question to a model, within the request `id` and no reply to it; a Told answers it. `number` counts from 1 in each request.
 
@@ -330,10 +333,15 @@ class Asked(_Message, frozen=True):
 
     id: int
     number: int
-    messages: Annotated[tuple[tuple[str, str], ...], msgspec.Meta(min_length=1)]
+    messages: Annotated[tuple[tuple[_Role, str], ...], msgspec.Meta(min_length=1)]
     model: str | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+
+
+def question_size(messages: Iterable[tuple[str, str]]) -> int:
+    """The bytes of a question, which may be MAX_QUESTION at most."""
+    return sum(len(role) + len(text.encode()) for role, text in messages)
 
 
 class Raised(_Message, frozen=True):

@@ -141,7 +141,7 @@ async def test_a_failure_may_be_caught_and_else_is_the_program_s(zygote: Zygote,
         ("  def act(self, o): return call_llm('', o)\n", 0, r"agent.toml has no \[models\]"),
         ("  def reset(self, seed): call_llm('', 'o')\n  def act(self, o): return 1\n", 4, "within `act` only"),
         ("  def act(self, o): return [call_llm('', o) for _ in range(5)]\n", 4, "4 questions to models are allowed in a step"),
-        ("  def act(self, o): return call_llm('', 'x' * 300_000)\n", 4, "a question of 300000 bytes"),
+        ("  def act(self, o): return call_llm('', 'x' * 300_000)\n", 4, "a question of 300010 bytes"),
         ("  def act(self, o): return call_llm('', o, top_k=3)\n", 4, "options are max_tokens"),
         ("  def act(self, o): return call_llm('', o, max_tokens='many')\n", 4, "max_tokens is a whole number"),
     ],
@@ -185,13 +185,15 @@ LIAR = """
   def act(self, o):
     import os, sys
     import msgspec
+    from agentd.sandbox.wire import packets
     frame = sys._getframe()
     while not hasattr(frame.f_locals.get("request"), "id"):
         frame = frame.f_back
     id = frame.f_locals["request"].id
     def asked(number, messages=(("user", "x"),), max_tokens=None, temperature=None, **more):
         question = ["Asked", id if "id" not in more else more["id"], number, messages, None, max_tokens, temperature]
-        os.write(3, msgspec.msgpack.encode(question))
+        for packet in packets(msgspec.msgpack.encode(question)):
+            os.write(3, packet)
     {lie}
     import time
     time.sleep(60)
@@ -207,11 +209,15 @@ LIAR = """
         "asked(1, id=id ^ 1)",
         "asked(1, messages=5)",
         "asked(1, messages=())",
+        "asked(1, messages=[('user', 'y' * 300_000)])",
+        "asked(1, messages=[('user', '')] * 70_000)",
+        "asked(1, messages=[('developer', 'y')])",
         "asked(1, max_tokens=-1_000_000_000)",
         "asked(1, temperature=float('nan'))",
     ],
     ids=[
         *("skips a number", "asks twice", "asks too often", "asks in another request", "asks what is no question", "asks nothing"),
+        *("asks at length", "asks in many words", "asks as somebody else"),
         *("wants to be paid for the answer", "asks in no temperature"),
     ],
 )
