@@ -109,15 +109,15 @@ def decode(data: bytes | memoryview, type_: type[T]) -> T:
     return result
 
 
-def check(data: bytes | memoryview) -> None:
+def check(data: bytes | memoryview, most: int = sys.maxsize) -> None:
     """Raise CodecError for MessagePack that costs more to read than its length, or whose values break what handles them later.
 
     Keys that hash alike make a dict's cost quadratic, and those of tuples and floats can be chosen so; a deep nest exhausts the stack.
-    What is cut short is left to `decode`; what is too short for either passes.
+    `most`: how many values may be in it; an array is one. What is cut short is left to `decode`; what is too short for either passes.
     """
     if len(data) <= MAX_DEPTH:
         return
-    position, left, keyed = 0, 1, False
+    position, left, keyed, values = 0, 1, False, 0
     outer: list[tuple[int, bool]] = []
     try:
         while left or outer:
@@ -138,12 +138,23 @@ def check(data: bytes | memoryview) -> None:
                 if len(outer) == MAX_DEPTH:
                     raise CodecError(f"values nested more than {MAX_DEPTH} deep")
                 outer.append((left, keyed))
-                keyed = kind < 0x90 or kind >= 0xDE
-                width = 0 if kind < 0xA0 else 2 if kind & 1 == 0 else 4
-                count = int.from_bytes(data[position + 1 : position + 1 + width]) if width else kind & 0x0F
-                left, position = count * (2 if keyed else 1), position + 1 + width
+                keyed, count, position = _after_header(data, position, kind)
+                left, values = count * (2 if keyed else 1), values + count
+                _check_count(values, most)
     except IndexError:
         return
+
+
+def _check_count(values: int, most: int) -> None:
+    if values > most:
+        raise CodecError(f"more than {most} values, where arrays count as one each")
+
+
+def _after_header(data: bytes | memoryview, position: int, kind: int) -> tuple[bool, int, int]:
+    """Of a list or a map: whether it is a map, how many values are in it, and where the first one is."""
+    width = 0 if kind < 0xA0 else 2 if kind & 1 == 0 else 4
+    count = int.from_bytes(data[position + 1 : position + 1 + width]) if width else kind & 0x0F
+    return kind < 0x90 or kind >= 0xDE, count, position + 1 + width
 
 
 def _after_array(data: bytes | memoryview, position: int, kind: int) -> int:
@@ -154,9 +165,12 @@ def _after_array(data: bytes | memoryview, position: int, kind: int) -> int:
     return position + 2 + width + length
 
 
-def decode_untrusted(data: bytes | memoryview, type_: type[T]) -> T:
-    """As `decode`, for what code in a sandbox wrote: whatever it is, reading it takes a time that grows with its length only."""
-    check(data)
+def decode_untrusted(data: bytes | memoryview, type_: type[T], most: int = sys.maxsize) -> T:
+    """As `decode`, for what code in a sandbox wrote: whatever it is, reading it takes a time that grows with its length only.
+
+    `most`: how many values may be in it.
+    """
+    check(data, most)
     return decode(data, type_)
 
 

@@ -31,6 +31,7 @@ from agentd.sandbox.wire import (
     MAX_MESSAGE,
     MAX_PACKET,
     MAX_TRACEBACK,
+    MAX_VALUES,
     Answer,
     Assign,
     Failure,
@@ -212,7 +213,7 @@ def _encode_answer(request: Request, value: Value) -> bytes:
     message = codec.encode(value if isinstance(value, Trace | Raised) else Answer(request.id, value))
     if len(message) > MAX_ANSWER:
         raise CodecError(f"an answer of {len(message)} bytes, where at most {MAX_ANSWER} can travel")
-    codec.check(message)
+    codec.check(message, MAX_VALUES)
     return message
 
 

@@ -22,6 +22,8 @@ from agentd.records import Record, Step, Value
 MAX_PACKET = 65_536
 MAX_MESSAGE = 32 * 1024 * 1024
 MAX_ANSWER = 1024 * 1024
+MAX_VALUES = 16_384
+"""In an answer. Plants wait for their actions while the runner reads it: so many take some milliseconds."""
 MAX_TRACE = 4 * 1024 * 1024
 MAX_PART = 48 * 1024
 """Bytes of a trace that travel at once, so that a tick never waits behind a long one."""
@@ -377,13 +379,13 @@ def request_of(message: bytes | memoryview) -> Request | Told:
 
 def reply_of(message: bytes | memoryview) -> Reply:
     """Raises CodecError for whatever is no reply."""
-    reply: Reply = codec.decode_untrusted(message, _REPLY)
+    reply: Reply = codec.decode_untrusted(message, _REPLY, MAX_VALUES)
     return reply
 
 
 def leaf_reply_of(message: bytes | memoryview) -> LeafReply:
     """Raises CodecError for whatever is no reply of a leaf."""
-    reply: LeafReply = codec.decode_untrusted(message, _LEAF_REPLY)
+    reply: LeafReply = codec.decode_untrusted(message, _LEAF_REPLY, MAX_VALUES)
     return reply
 
 

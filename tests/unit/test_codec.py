@@ -167,6 +167,15 @@ def test_keys_that_hash_alike_are_refused_before_a_dict_is_made_of_them():
         codec.decode_untrusted(bomb, object)
 
 
+@pytest.mark.parametrize("values", [[0] * 1001, {str(key): 0 for key in range(1001)}, [[0] * 500, [[0] * 499, LONG]]])
+def test_more_values_than_there_may_be_are_refused_before_they_are_read(values):
+    content = codec.encode([LONG, values])
+    assert codec.decode_untrusted(content, object)
+    with pytest.raises(CodecError, match="more than 1000 values"):
+        codec.decode_untrusted(content, object, 1000)
+    assert codec.decode_untrusted(codec.encode([LONG, np.zeros(5000)]), object, 1000)
+
+
 @given(plain)
 def test_plain_values_come_back_from_untrusted_code_too(value):
     assert codec.decode_untrusted(codec.encode([LONG, value, {1: value, None: 2, False: 3}]), object)[1] == value
