@@ -21,6 +21,7 @@ T = TypeVar("T", bound=BaseModel)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE_UNITS = {"B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 _RATE_UNITS = {"minute": 60.0, "hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:]*):.*@")  # up to the last @: a password may hold what it should not
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 _EXPECTED = {
@@ -55,6 +56,11 @@ class Section(BaseModel):
         """
         del table
         return ()
+
+
+def masked(url: str) -> str:
+    """`url` without its password."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
 
 
 def parse_duration(text: str) -> float:

@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from agentd.configuration import check_duration, check_size, mistakes, parse_duration, read_toml, suggestion
+from agentd.configuration import check_duration, check_size, masked, mistakes, parse_duration, read_toml, suggestion
 from agentd.errors import AgentdError, Mistake, SpecError
 
 PREFIX = "AGENTD_"
@@ -28,7 +28,6 @@ CONFIG_VARIABLE = "AGENTD_CONFIG"
 CONFIG_NAME = "agentd.toml"
 _STORE_SCHEMES = ("sqlite", "postgresql")
 _BROKER_SCHEMES = ("mqtt", "mqtts")
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:]*):.*@")  # up to the last @: a password may hold what it should not
 
 
 def _default_state_directory() -> Path:
@@ -141,11 +140,6 @@ class DaemonSettings(BaseSettings):
     def missing_key(self) -> str | None:
         """The variable that `api_key_env` names and that is not set, if so."""
         return self.api_key_env if self.api_key_env and self.api_key is None else None
-
-
-def masked(url: str) -> str:
-    """`url` without its password."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
 
 
 def find_config(config: Path | None = None) -> Path | None:

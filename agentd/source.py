@@ -5,11 +5,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from agentd.configuration import suggestion
+from agentd.configuration import masked, suggestion
 from agentd.errors import CodecError, Mistake, SpecError
 from agentd.records import Source, Value, canonical
 
@@ -124,6 +124,14 @@ def _top_level_names(tree: ast.Module) -> Iterable[str]:
                     yield node.name
 
 
+def _without_password(environment: Any) -> Value:
+    """As it was declared, but for the password of its broker, which would lie in the store and in each of its backups."""
+    mqtt = environment.get("mqtt")
+    if not isinstance(mqtt, dict) or not isinstance(mqtt.get("broker"), str):
+        return environment
+    return environment | {"mqtt": mqtt | {"broker": masked(mqtt["broker"])}}
+
+
 def make_source(
     files: dict[str, str], entrypoint: str, args: dict[str, Value], feedback: str | None, hashed: Mapping[str, Value], *, file: str
 ) -> Source:
@@ -139,5 +147,7 @@ def make_source(
     except CodecError as error:
         raise SpecError([Mistake(file, "(values)", str(error))]) from error
     sections = {name: canonical(hashed[name]) for name in ("environment", "metrics") if name in hashed}
+    if "environment" in sections:
+        sections["environment"] = _without_password(sections["environment"])
     digest = hashlib.sha256(content).hexdigest()
     return Source(digest=digest, files=files, entrypoint=entrypoint, args=args, feedback=feedback, sections=sections)

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from agentd.cli.context import FAILED, GOOD, Where
 from agentd.cli.show import text
+from agentd.configuration import masked
 from agentd.device.connection import Client, Reports, connected, connection_arguments, words
 from agentd.errors import AgentdError, NotFound, OptimizerError, SpecError
 from agentd.opto.factory import check_options
 from agentd.runners.realtime import try_out
 from agentd.sandbox import Isolation, probe
-from agentd.settings import DaemonSettings, masked
+from agentd.settings import DaemonSettings
 from agentd.spec import NEED_A_MODEL, AgentSpec, EnvironmentKind, ModelsSection, load_agent
 from agentd.store import SqlStore
 

@@ -9,10 +9,10 @@ from typing import Any
 from agentd.api import views
 from agentd.api.ports import AgentStatus, Health
 from agentd.cli.context import Reader, UsageMistake, Where, note
+from agentd.configuration import masked
 from agentd.errors import DaemonUnreachable, NotFound, StoreError
 from agentd.hosting.freeze import read_freeze
 from agentd.records import AgentState, Role
-from agentd.settings import masked
 from agentd.store import SqlStore
 
 JSON = dict[str, Any]

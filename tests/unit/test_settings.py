@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from agentd.configuration import masked
 from agentd.errors import AgentdError, SpecError
-from agentd.settings import load_settings, masked, read_address, remove_address, write_address
+from agentd.settings import load_settings, read_address, remove_address, write_address
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,17 @@ def test_a_good_folder_gives_the_spec_and_the_source(folder) -> None:
     assert source.files == {"controller.py": CONTROLLER, "feedback.py": FEEDBACK}
 
 
+def test_a_password_of_the_broker_is_the_runners_and_not_in_what_the_store_keeps(folder) -> None:
+    plant = 'kind = "mqtt"\nsafe_action = { value = 0 }\naction_space = { discrete = 2 }\nmqtt = { broker = "mqtts://arm:s3cr/et@host" }'
+    folder.edit('kind = "gymnasium"\nid = "CartPole-v1"', plant)
+    spec, source = folder.load()
+    assert spec.environment.mqtt.broker == "mqtts://arm:s3cr/et@host"
+    assert source.sections["environment"]["mqtt"] == {"broker": "mqtts://arm:***@host"}
+    digest = source.digest
+    folder.edit("s3cr/et", "other")
+    assert folder.digest() != digest
+
+
 def test_the_spec_becomes_the_records_that_the_rest_works_with(folder) -> None:
     folder.append(
         '[release]\nmax_duration = "15m"\nprune = { after_pairs = 3, below = 0.1 }\n[guardrails]\nerror_rate = { abort_at = 0.4 }\n'
