@@ -334,7 +334,7 @@ def _value(code: int | ReasonCode) -> int:
 
 
 def backoff(attempt: int, generator: random.Random, *, first: float = 0.1, cap: float = 5.0) -> float:
-    """Seconds to wait before attempt number `attempt` (from 0): exponential, capped, with full jitter against stampedes."""
+    """Seconds to wait before attempt number `attempt` (from 0): exponential, capped, and jittered over its upper half against stampedes."""
     limit: float = min(cap, first * 2.0 ** min(attempt, 16))
     return generator.uniform(limit / 2, limit)
 
