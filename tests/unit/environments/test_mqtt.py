@@ -547,71 +547,76 @@ async def test_of_a_device_that_goes_before_it_could_be_heard_nobody_is_told_tha
 
 
 @contextlib.asynccontextmanager
-async def cut_once(port, word):
+async def relay(port, up, down):
+    """A way to the broker, and the connections to it. Where `up` or `down` (number of the connection, from, to) ends, it ends."""
+    connections, serving = [], []
+
+    async def serve(reader, writer):
+        serving.append(asyncio.current_task())
+        connections.append(writer)
+        number, ends, pumps = len(connections), [writer], []
+        try:
+            there, onward = await asyncio.open_connection("127.0.0.1", port)
+            ends.append(onward)
+            pumps = [asyncio.create_task(up(number, reader, onward)), asyncio.create_task(down(number, there, writer))]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for end in ends:
+                end.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+    await asyncio.wait(serving)
+    await asyncio.sleep(0)  # what was aborted closes in the loop's next turn
+
+
+async def pump(_, reader, writer):
+    while content := await reader.read(4096):
+        writer.write(content)
+
+
+def cut_once(port, word):
     """A way to the broker that ends the connection of who says `word`, the first time."""
     said = asyncio.Event()
 
-    async def pump(reader, writer, heard):
+    async def up(_, reader, writer):
         while content := await reader.read(4096):
-            if word in content and heard and not said.is_set():
+            if word in content and not said.is_set():
                 said.set()
-                raise ConnectionError
+                return
             writer.write(content)
 
-    async def serve(reader, writer):
-        there, onward = await asyncio.open_connection("127.0.0.1", port)
-        with contextlib.suppress(ConnectionError):
-            await asyncio.gather(pump(reader, onward, heard=True), pump(there, writer, heard=False))
-        writer.transport.abort()
-        onward.transport.abort()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    return relay(port, up, pump)
 
 
 async def test_a_device_that_was_being_welcomed_when_the_connection_ended_joins_on_the_next_one(make_agent, arm, mosquitto):
-    async with cut_once(mosquitto.port, b"arm/up/observation") as broker, make_agent(broker) as environment:
+    async with cut_once(mosquitto.port, b"arm/up/observation") as (broker, _), make_agent(broker) as environment:
         await change(environment, Linked)
         await arm.status()
         assert not (await change(environment, Linked)).connected
         assert (await change(environment, Joined)).device.id == "arm"
 
 
-@contextlib.asynccontextmanager
-async def withholding(port, word):
+def withholding(port, word):
     """A way to the broker; the second connection gets no answer but the first one until it has said `word`."""
-    connections, serving, said = [], [], asyncio.Event()
+    said = asyncio.Event()
 
-    async def serve(reader, writer):
-        connections.append(writer)
-        serving.append(asyncio.current_task())
-        there, onward = await asyncio.open_connection("127.0.0.1", port)
-        second = len(connections) == 2
+    async def up(number, reader, writer):
+        while content := await reader.read(4096):
+            writer.write(content)
+            if number == 2 and word in content:
+                said.set()
 
-        async def ask():
-            while content := await reader.read(4096):
-                onward.write(content)
-                if second and word in content:
-                    said.set()
-            onward.transport.abort()
+    async def down(number, reader, writer):
+        if number == 2:
+            writer.write(await reader.readexactly(4))
+            await said.wait()
+        await pump(number, reader, writer)
 
-        async def answer():
-            if second:
-                writer.write(await there.readexactly(4))
-                await said.wait()
-            while content := await there.read(4096):
-                writer.write(content)
-
-        try:
-            with contextlib.suppress(OSError):
-                await asyncio.gather(ask(), answer())
-        finally:
-            writer.transport.abort()
-            onward.transport.abort()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
-        await asyncio.wait(serving)
+    return relay(port, up, down)
 
 
 async def test_many_devices_are_heard_again_after_one_round_trip_and_not_after_one_for_each(make_agent, arm, mosquitto, until):

@@ -153,7 +153,7 @@ PAIRS: list[tuple[Value, Value, bool]] = [
     ([1.0, 2.0], np.array([1.0, 2.0]), True),
     ([1.0, 2.0], [1.0], False),
     (np.array([1.0, 1.0]), np.array([1.0]), False),
-    (["x" * 400_000] + [""] * 400_000, np.array([1.0, 2.0]), False),  # as an array of numpy's, 596 GiB
+    (["x" * 900_000] + [""] * 16_000, np.array([1.0, 2.0]), False),  # as an array of numpy's, 54 GiB
     (functools.reduce(lambda inner, _: [inner], range(60), 1), functools.reduce(lambda inner, _: [inner], range(60), 2), False),
 ]
 
