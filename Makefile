@@ -35,7 +35,7 @@ test:
 tests:
 	@LITELLM_LOCAL_MODEL_COST_MAP=True $(BIN)/python -c "import litellm"
 	@$(BIN)/pytest --collect-only -qq >/dev/null || true
-	$(BIN)/pytest -n 4 --dist worksteal -m "not long"
+	$(BIN)/pytest -n 6 --dist worksteal -m "not long"
 
 # Apart from `make test`: measuring it triples the time of simulations and generated examples.
 coverage: tools venv

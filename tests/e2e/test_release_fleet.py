@@ -13,7 +13,8 @@ async def until_step(hosted, release, step):
     return await hosted.until(there, 60)
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
+@pytest.mark.long
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.timeout(300))])
 async def test_a_ramp_with_two_devices_failing_and_one_joining(hosted, count):
     async with fleet_of(hosted.broker, count) as (heaters, add):
         release = await conduct(hosted, count, gain=0.51)  # better by so little that the ramp is done before the test has decided

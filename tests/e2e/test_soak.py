@@ -17,9 +17,8 @@ def footprint(root):
     )
 
 
-@pytest.mark.parametrize(
-    ("warm_up", "episodes"), [(20, 60), pytest.param(60, 360, marks=[pytest.mark.long, pytest.mark.timeout(600)])], ids=["short", "long"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("warm_up", "episodes"), [(20, 60), pytest.param(60, 360, marks=pytest.mark.timeout(600))], ids=["short", "long"])
 async def test_episodes_leave_nothing_behind(hosted, warm_up, episodes):
     hosted.add_agent(edit=quick(environment__max_steps=20))
     robot = await hosted.robot()

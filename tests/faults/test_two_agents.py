@@ -54,13 +54,10 @@ async def problem_of(hosted, name, kind):
     return " ".join(f"{episode['reason']} {episode['error']}" for episode in episodes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("faults", "kind"),
-    [
-        pytest.param(LOADING, "agent.failed", marks=pytest.mark.long),
-        (FEEDBACK, "feedback.failed"),
-        pytest.param(ACTING, None, marks=pytest.mark.long),
-    ],
+    [(LOADING, "agent.failed"), (FEEDBACK, "feedback.failed"), (ACTING, None)],
     ids=["programs that don't load", "judges that fail", "policies that answer wrongly"],
 )
 async def test_an_agent_does_not_notice_what_is_wrong_with_others(hosted, faults, kind):
