@@ -72,6 +72,14 @@ class Attacker:
         return bool({name}(observation.data))
 """
 
+NUMBER = """
+def number():
+    frame = sys._getframe()
+    while not hasattr(frame.f_locals.get("request"), "id"):
+        frame = frame.f_back
+    return frame.f_locals["request"].id
+"""
+"""Of the request that a worker is at, which its program shouldn't know: for programs that import sys."""
 INNOCENT = """
 class Innocent:
     def act(self, observation):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from escape import arena, assert_next_worker_serves, outcome, start
+from escape import NUMBER, arena, assert_next_worker_serves, outcome, start
 
 from agentd.errors import PolicyError, ProtocolViolation, WorkerDied, WorkerTimeout
 from agentd.sandbox import Zygote
@@ -20,7 +20,9 @@ async def zygote() -> AsyncIterator[Zygote]:
         yield locked
 
 
-LIAR = """
+LIAR = (
+    NUMBER
+    + """
 import os, struct, sys, time
 import msgspec
 
@@ -30,12 +32,6 @@ def send(content):
 def answer(number, value):
     return msgspec.msgpack.encode(["Answer", number, value])
 
-def number():
-    frame = sys._getframe()
-    while not hasattr(frame.f_locals.get("request"), "id"):
-        frame = frame.f_back
-    return frame.f_locals["request"].id
-
 class Liar:
     def __init__(self):
         self.loading = number()
@@ -43,6 +39,7 @@ class Liar:
         {lie}
         return 1
 """
+)
 
 LIES = {
     "answers twice": "send(answer(number(), 1))",
@@ -184,15 +181,11 @@ async def test_a_reply_that_can_not_travel_is_the_policys_error(zygote: Zygote, 
         assert await worker.act("robot", 1, ["text", 3]) == "xxx"
 
 
-GREEDY = """
+GREEDY = (
+    NUMBER
+    + """
 import os, sys
 import msgspec
-
-def number():
-    frame = sys._getframe()
-    while not hasattr(frame.f_locals.get("request"), "id"):
-        frame = frame.f_back
-    return frame.f_locals["request"].id
 
 class Greedy:
     def act(self, observation):
@@ -202,6 +195,7 @@ class Greedy:
                 os.write(3, msgspec.msgpack.encode(["Answer", guess, "forged"]))
         return "honest"
 """
+)
 
 
 async def test_answering_for_another_device_ahead_of_its_turn_ends_the_worker(zygote: Zygote) -> None:

@@ -1,17 +1,14 @@
 """Answers that are well formed and no actions: each costs the policy its episode, and the runner nothing."""
 
 from daemons import Daemon
+from escape import NUMBER
 
 from agentd.records import Outcome
 
-DEEP = """
+DEEP = (
+    NUMBER
+    + """
 import os, struct, sys, time
-
-def number():
-    frame = sys._getframe()
-    while not hasattr(frame.f_locals.get("request"), "id"):
-        frame = frame.f_back
-    return frame.f_locals["request"].id
 
 class Controller:
     def reset(self, seed):
@@ -24,6 +21,7 @@ class Controller:
             time.sleep(60)
         return 0
 """
+)
 
 
 async def test_an_answer_just_shallow_enough_to_be_read_is_recorded_as_the_policys_fault(runners, make_spec, make_program, until):

@@ -354,7 +354,7 @@ def test_an_entrypoint_is_looked_up_without_importing_anything(folder, entrypoin
 )
 def test_whatever_defines_the_name_at_the_top_is_an_entrypoint(folder, code) -> None:
     folder.write("controller.py", code)
-    folder.load()
+    assert folder.load()[0].agent.entrypoint == "controller:CartPole"
 
 
 def test_a_module_may_be_a_package_or_lie_in_one(folder) -> None:
@@ -362,7 +362,7 @@ def test_a_module_may_be_a_package_or_lie_in_one(folder) -> None:
     folder.write("robot/leg.py", "class Leg: ...\n")
     for entrypoint in ("robot:Arm", "robot.leg:Leg"):
         folder.write("agent.toml", GOOD.replace("controller:CartPole", entrypoint))
-        folder.load()
+        assert folder.load()[0].agent.entrypoint == entrypoint
 
 
 def test_python_that_does_not_parse_is_told_with_file_and_line(folder) -> None:
