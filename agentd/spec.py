@@ -352,9 +352,8 @@ class AgentSpec(Section):
         """An environment without an action space whose limits should be those of its space, and cases that nobody could judge."""
         environment, guardrails = _table(table, "environment"), _table(table, "guardrails")
         limits = guardrails.get("action_limits", "space")
-        shapeless = (
-            isinstance(limits, Mapping) and set(limits) <= {"low", "high", "rate"} and limits.get("low") is limits.get("high") is None
-        )
+        known = isinstance(limits, Mapping) and set(limits) <= {"low", "high", "rate"}  # else it has mistakes of its own
+        shapeless = known and limits.get("low") is None and limits.get("high") is None
         if environment.get("action_space") is None and (limits == "space" or shapeless):
             if environment.get("kind") == EnvironmentKind.MQTT:
                 yield "environment.action_space", 'required for kind "mqtt" unless guardrails.action_limits has low or high'
