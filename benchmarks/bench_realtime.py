@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 
 from agentd.cli.client import Client
@@ -266,32 +267,35 @@ async def life(arguments: argparse.Namespace, folder: Path, url: str) -> dict[st
     """Three thirds: releases; a daemon that stands still; one that is killed and started again."""
     write_agent(folder, arguments)
     site, log = Site(folder, url), Log(folder / "plant.jsonl")
-    marks: list[tuple[str, float]] = []
+    marks: list[tuple[str, float, float]] = []
     third = arguments.seconds / 3
     with process(*plant_command(arguments, url, log.path, "servo")):
         try:
             await site.start()
             await until(lambda: len(log.lines()) > 2 * arguments.rate)  # it runs, and imports are over
-            marks.append(("release, promotion, rollback", time.monotonic()))
+            marks.append(("release, promotion, rollback", time.monotonic(), stolen()))
             await releases(site, third)
-            marks.append(("daemon stopped (SIGSTOP)", time.monotonic()))
+            marks.append(("daemon stopped (SIGSTOP)", time.monotonic(), stolen()))
             site.signal(signal.SIGSTOP)
             await asyncio.sleep(third * 2 / 3)
             site.signal(signal.SIGCONT)
             await asyncio.sleep(third / 3)
             before = await site.client.agent("servo")
-            marks.append(("daemon killed and started again", time.monotonic()))
+            marks.append(("daemon killed and started again", time.monotonic(), stolen()))
             site.signal(signal.SIGKILL)
             await asyncio.sleep(third / 2)
             await site.start()
             await asyncio.sleep(third / 2)
-            marks.append(("end", time.monotonic()))
+            marks.append(("end", time.monotonic(), stolen()))
             after = await site.client.agent("servo")
             episodes = await site.client.episodes("servo", limit=1000)
         finally:
             site.end()
     lines = log.lines()
-    found = {name: judged(lines, begin, end, arguments) for (name, begin), (_, end) in itertools.pairwise(marks)}
+    found = {
+        name: judged(lines, begin, end, arguments) | {"stolen s": round(after_it - before_it, 2)}
+        for (name, begin, before_it), (_, end, after_it) in itertools.pairwise(marks)
+    }
     return {"parts": found, "adopted": before["runner_session"] == after["runner_session"], "episodes": len(episodes)}
 
 
@@ -335,6 +339,11 @@ def judged(lines: list[list[Any]], begin: float, end: float, arguments: argparse
         "max ms": round(1000 * waits[-1], 2) if waits else None,
         "rate Hz": round(len(part) / max(0.001, end - begin), 2),
     }
+
+
+def stolen() -> float:
+    """Seconds for which another guest of this machine's host had the cores, all cores added up: no program here can answer then."""
+    return getattr(psutil.cpu_times(), "steal", 0.0)
 
 
 def quantile(ordered: list[float], share: float) -> float:
