@@ -85,6 +85,7 @@ class ComputedBrake:
         self._digest = ""
         self._worker: BrakeWorker | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._asked: set[asyncio.Future[Value]] = set()
         self._pending: asyncio.Future[Value] | None = None
 
     async def action(self, observation: Value) -> Value:
@@ -93,6 +94,8 @@ class ComputedBrake:
             return self._instead("dead" if self._worker is None else "late")  # nothing is queued behind an answer that is late
         try:
             answer = self._worker.ask(observation)
+            self._asked.add(answer)
+            answer.add_done_callback(self._asked.discard)
             await asyncio.wait((answer,), timeout=self._limit)
             if not answer.done():
                 self._pending = answer
@@ -114,13 +117,20 @@ class ComputedBrake:
             await (await self._start(source)).aclose()
 
     async def fit(self, source: Source) -> None:
-        """Start the function of this source, then end the one before. Raises SandboxError when it can't be loaded."""
+        """Start the function of this source, then end the one before, which may still answer what it was asked in time.
+
+        Raises SandboxError when it can't be loaded.
+        """
         if source.digest == self._digest:
             return
         worker = await self._start(source)
         before, self._keeper = self._keeper, asyncio.create_task(self._keep(source, worker), name="brake")
-        self._digest, self._worker = source.digest, worker  # from here on it brakes: there is no moment without a function
-        await _ended(before)
+        self._digest, self._worker, self._pending = source.digest, worker, None  # from here on it brakes: no moment is without a function
+        try:
+            if self._asked:
+                await asyncio.wait(self._asked, timeout=self._limit)
+        finally:
+            await _ended(before)
 
     async def _keep(self, source: Source, worker: BrakeWorker) -> None:
         """Start it again when it has died: it is killed when it hangs."""

@@ -20,6 +20,7 @@ BRAKES = {
     "raises": "def brake(observation):\n    raise RuntimeError('no')\n",
     "hangs": "def brake(observation):\n    while observation > 0.5:\n        pass\n    return 0.25\n",
     "broken": "raise RuntimeError('not loaded')\n",
+    "slow": "import time\ndef brake(observation):\n    time.sleep(0.05)\n    return -0.25\n",
     "traced": "from agentd.trace import bundle\n@bundle()\ndef brake(observation):\n    return -observation\n",
 }
 
@@ -39,18 +40,27 @@ async def counts():
 
 
 @pytest.fixture
-async def brake(counts):
+async def start():
+    async with await Zygote.start(imports=LIMITS.allowed_imports, min_isolation=1) as zygote:
+
+        async def start(source, limits=LIMITS):
+            return await BrakeWorker.start(zygote, source=source, entrypoint="controller:brake", limits=limits, on_log=print)
+
+        yield start
+
+
+def computed(start, counts, limit):
     def count(name):
         counts[name] += 1
 
-    async with await Zygote.start(imports=LIMITS.allowed_imports, min_isolation=1) as zygote:
+    envelope = Envelope(Space(kind="box", low=-1.0, high=1.0), rate=0.01)
+    return ComputedBrake(0.0, limit=limit, envelope=envelope, start=start, count=count, happened=lambda kind, _: count(kind))
 
-        async def start(source):
-            return await BrakeWorker.start(zygote, source=source, entrypoint="controller:brake", limits=LIMITS, on_log=print)
 
-        envelope = Envelope(Space(kind="box", low=-1.0, high=1.0), rate=0.01)
-        async with ComputedBrake(0.0, limit=0.1, envelope=envelope, start=start, count=count, happened=lambda kind, _: count(kind)) as made:
-            yield made
+@pytest.fixture
+async def brake(start, counts):
+    async with computed(start, counts, limit=0.1) as made:
+        yield made
 
 
 async def test_the_function_answers_and_may_brake_as_suddenly_as_it_must(brake, counts):
@@ -86,6 +96,24 @@ async def test_while_one_function_takes_the_place_of_another_there_is_no_moment_
         await asyncio.sleep(0)
     assert await brake.action(0.5) == -0.5
     assert counts["brake_faults.dead"] == 0
+
+
+async def test_what_was_asked_of_the_function_before_is_still_answered_by_it(start, counts):
+    asked = []
+
+    async def start_while_asked(source):
+        worker = await start(source, Limits(step_timeout=10, allowed_imports=("time",)))
+        if source.digest != "slow":
+            asked.append(asyncio.create_task(brake.action(0.5)))
+            await asyncio.sleep(0)
+        return worker
+
+    async with computed(start_while_asked, counts, limit=5) as brake:
+        await brake.fit(source("slow"))
+        await brake.fit(source("sensible"))
+        assert await asked[0] == -0.25
+        assert await brake.action(1.0) == -0.5
+    assert not counts
 
 
 async def test_a_function_that_hangs_is_not_waited_for_but_killed_and_started_again(brake, counts, until):
