@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hosted import edited
 from served import Clients, add
 
@@ -13,6 +14,7 @@ async def windows_of(hosted):
         return {window.episode: window for window in await store.windows("answers")}
 
 
+@pytest.mark.long  # a daemon killed in a canary is in test_daemon_killed.py; how windows are adopted, in tests/unit/hosting
 async def test_windows_outlive_a_daemon_that_is_killed_and_each_enters_once(hosted):
     add(hosted, edit=edited(release__prune={"after_pairs": 1000}, release__selection_pairs=0))
     await hosted.start()

@@ -113,6 +113,7 @@ async def laptop(tmp_path):
     await made.aclose()
 
 
+@pytest.mark.long  # the daemon's way with a model is in tests/e2e/test_models.py
 async def test_the_greeting_policy_learns_and_a_daemon_serves_what_it_learned_and_is_not_disturbed(laptop):
     async with ScriptedLlm(in_turn([suggest(greet=MUTE), GOOD])) as model:
         ended = await laptop.optimize("-n", "2", model=model)
@@ -243,7 +244,6 @@ async def test_an_agent_that_is_not_there_is_wrong_usage(laptop):
     assert "there is no agent.toml in nobody" in ended.errors
 
 
-@pytest.mark.long
 async def test_numbers_of_a_callable_are_tuned_without_a_model(laptop):
     (laptop.agent / "greeting.py").write_text("""
 from agentd.trace import model, node
