@@ -14,7 +14,7 @@ def agentd(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "agentd", *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(440)
 def test_the_demo_recovers_stops_every_bad_revision_and_leaves_a_store_to_read(tmp_path):
     ended = agentd("demo", "--once", "--json", "--seed", "11", "--state", str(tmp_path / "state"))
     summary = json.loads(ended.stdout)

@@ -30,6 +30,7 @@ async def code_of(hosted, agent="cartpole"):
     return (await hosted.client.parameters(agent))["act"]
 
 
+@pytest.mark.timeout(180)  # three daemons, one after the other
 async def test_a_restart_keeps_what_was_learned_and_forgets_nothing_and_so_does_a_backup_that_is_restored_elsewhere(hosted):
     hosted.add_agent(edit=quick())
     robot = await hosted.robot()

@@ -30,6 +30,7 @@ async def canary(hosted, *, pairs=1):
     return robot, release
 
 
+@pytest.mark.timeout(180)  # two daemons and a canary
 async def test_a_daemon_killed_in_the_middle_of_a_canary_is_missed_by_nobody(hosted):
     robot, release = await canary(hosted)
     session = (await hosted.agent())["runner_session"]

@@ -36,7 +36,7 @@ async def propose(server, parameter=PROMPT, *, algorithm="optoprime", limits=Non
     ledger.limit("robot", limits or BudgetLimits())
     chosen = {"api_base": server.url, "api_key": "sk-test-0123456789", "backoff": 0.01, "attempts": 2, "call_timeout": 5.0, **settings}
     async with LitellmClient(LlmSettings(**chosen), ledger, SystemClock()) as llm:
-        return await OptimizerProcess().propose(context, [problem], [], 1, timeout=30.0, llm=llm)
+        return await OptimizerProcess().propose(context, [problem], [], 1, timeout=110.0, llm=llm)
 
 
 @pytest.mark.parametrize(
