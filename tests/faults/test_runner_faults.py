@@ -259,7 +259,9 @@ async def test_a_lease_that_runs_out_in_a_pair_ends_it_at_the_boundary(runners, 
         for number in range(40)
     ]
     for plan in plans:
-        await daemon.runner.pair(plan, 1.0)
+        await daemon.runner.pair(plan, 60.0)
+    await until(lambda: any(one.role is Role.CANDIDATE for one in daemon.episodes))
+    await daemon.runner.renew(0.5)
     await until(lambda: "runner.lease_expired" in daemon.kinds())
     dropped = {event.data["pair"] for event in daemon.events if event.kind == "runner.pair_dropped"}
     known = len(daemon.episodes)

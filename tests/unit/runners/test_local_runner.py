@@ -371,10 +371,10 @@ async def test_a_renewed_lease_keeps_its_pairs(runners, make_spec, make_program)
     runner = await served(runners, make_spec(), program)
     await runner.load(*candidate)
     await runner.pause()
-    await runner.pair(plan(program[1], candidate[1]), lease=0.3)
-    for _ in range(10):
-        await runner.renew(0.3)
-        await asyncio.sleep(0.1)
+    await runner.pair(plan(program[1], candidate[1]), lease=1.5)
+    for _ in range(8):
+        await runner.renew(1.5)
+        await asyncio.sleep(0.25)
     await runner.renew(60.0)
     await runner.resume()
     assert (await episode(runner, lambda one: one.purpose is Purpose.PAIR)).pair == "pair-1"
