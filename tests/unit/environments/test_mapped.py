@@ -7,7 +7,7 @@ import random
 
 import aiomqtt
 import pytest
-from devices import joined
+from devices import change, joined
 
 from agentd.clock import SystemClock
 from agentd.environments import Left, make_environment
@@ -197,9 +197,7 @@ async def test_a_robot_that_falls_silent_is_lost_and_joins_again_with_its_next_w
         await robot.say(1.5)
         assert await robot.hears() == {"motor": 0.5, "stop": False}
         assert await robot.hears() == {"motor": 0.0, "stop": True}, "nobody drives it any more"
-        changes = impatient.changes()
-        async with asyncio.timeout(10):
-            assert await anext(changes) == Left("r1", "silent")
+        assert await change(impatient, Left) == Left("r1", "silent")
         with pytest.raises(PlantLost):
             await device.reset("e2", None, 10)
         await robot.say(1.0)
