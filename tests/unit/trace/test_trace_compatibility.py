@@ -155,7 +155,10 @@ assert (first.data, second.data) == ("A", "B")
 from opto.optimizers.optimizer import Optimizer
 from opto.optimizers.optoprime import node_to_function_feedback
 from opto.trace import bundle, node
+from opto.trace.nodes import GRAPH
 from opto.trace.utils import sum_feedback
+
+GRAPH.clear()  # what another program left in this process may still have its names
 
 @bundle()
 def triple(x):
