@@ -85,20 +85,26 @@ class ComputedBrake:
         self._digest = ""
         self._worker: BrakeWorker | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._asked: set[asyncio.Future[Value]] = set()
-        self._pending: asyncio.Future[Value] | None = None
+        self._asked: set[asyncio.Future[Value]] = set()  # what may still be answered in time
+        self._late: asyncio.Future[Value] | None = None  # what the function at work has not answered in time
 
     async def action(self, observation: Value) -> Value:
         """The function's action if it is there in time and within the envelope, else the value."""
-        if self._worker is None or (self._pending is not None and not self._pending.done()):
-            return self._instead("dead" if self._worker is None else "late")  # nothing is queued behind an answer that is late
+        worker = self._worker
+        if worker is None:
+            return self._instead("dead")
+        if self._late is not None and not self._late.done():
+            return self._instead("late")  # nothing is queued behind an answer that is late
         try:
-            answer = self._worker.ask(observation)
+            answer = worker.ask(observation)
             self._asked.add(answer)
-            answer.add_done_callback(self._asked.discard)
-            await asyncio.wait((answer,), timeout=self._limit)
+            try:
+                await asyncio.wait((answer,), timeout=self._limit)
+            finally:
+                self._asked.discard(answer)
             if not answer.done():
-                self._pending = answer
+                if worker is self._worker:  # what another took the place of holds nobody up
+                    self._late = answer
                 answer.add_done_callback(_forget)
                 return self._instead("late")
             return self._envelope.check(answer.result(), None)
@@ -125,10 +131,10 @@ class ComputedBrake:
             return
         worker = await self._start(source)
         before, self._keeper = self._keeper, asyncio.create_task(self._keep(source, worker), name="brake")
-        self._digest, self._worker, self._pending = source.digest, worker, None  # from here on it brakes: no moment is without a function
+        self._digest, self._worker, self._late = source.digest, worker, None  # from here on it brakes: no moment is without a function
         try:
             if self._asked:
-                await asyncio.wait(self._asked, timeout=self._limit)
+                await asyncio.wait(self._asked, timeout=self._limit)  # not for what is late: a hung one holds up no switch
         finally:
             await _ended(before)
 
