@@ -10,7 +10,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What is never imported need not be compiled: that is most of half a minute.
 PIP := --quiet --no-compile
 WANTED := --constraint constraints.txt --editable '.[dev]'
-# uv is done in ten seconds, where pip takes a minute; pip is for where only its settings know the way to the packages.
 # Tests start hundreds of processes; without compiled files beside the sources each would compile agentd anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -64,6 +63,7 @@ $(PEER): | venv
 
 venv: $(INSTALLED)
 
+# uv is done in ten seconds, where pip takes a minute; pip is for where only its settings know the way to the packages.
 # The stamp is newer than pyproject.toml and constraints.txt exactly when .venv holds what they ask for.
 $(INSTALLED): pyproject.toml constraints.txt | python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

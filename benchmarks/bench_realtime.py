@@ -269,32 +269,36 @@ async def life(arguments: argparse.Namespace, folder: Path, url: str) -> dict[st
     site, log = Site(folder, url), Log(folder / "plant.jsonl")
     marks: list[tuple[str, float, float]] = []
     third = arguments.seconds / 3
+
+    def mark(name: str) -> None:
+        marks.append((name, time.monotonic(), stolen()))
+
     with process(*plant_command(arguments, url, log.path, "servo")):
         try:
             await site.start()
             await until(lambda: len(log.lines()) > 2 * arguments.rate)  # it runs, and imports are over
-            marks.append(("release, promotion, rollback", time.monotonic(), stolen()))
+            mark("release, promotion, rollback")
             await releases(site, third)
-            marks.append(("daemon stopped (SIGSTOP)", time.monotonic(), stolen()))
+            mark("daemon stopped (SIGSTOP)")
             site.signal(signal.SIGSTOP)
             await asyncio.sleep(third * 2 / 3)
             site.signal(signal.SIGCONT)
             await asyncio.sleep(third / 3)
             before = await site.client.agent("servo")
-            marks.append(("daemon killed and started again", time.monotonic(), stolen()))
+            mark("daemon killed and started again")
             site.signal(signal.SIGKILL)
             await asyncio.sleep(third / 2)
             await site.start()
             await asyncio.sleep(third / 2)
-            marks.append(("end", time.monotonic(), stolen()))
+            mark("end")
             after = await site.client.agent("servo")
             episodes = await site.client.episodes("servo", limit=1000)
         finally:
             site.end()
     lines = log.lines()
     found = {
-        name: judged(lines, begin, end, arguments) | {"stolen s": round(after_it - before_it, 2)}
-        for (name, begin, before_it), (_, end, after_it) in itertools.pairwise(marks)
+        name: judged(lines, begin, end, arguments) | {"stolen s": round(stolen_after - stolen_before, 2)}
+        for (name, begin, stolen_before), (_, end, stolen_after) in itertools.pairwise(marks)
     }
     return {"parts": found, "adopted": before["runner_session"] == after["runner_session"], "episodes": len(episodes)}
 

@@ -176,7 +176,7 @@ async def test_a_robot_under_a_name_that_is_none_is_not_driven(environment, mosq
     async with rover(mosquitto) as robot:
         await Rover(robot.client, name).say(1.0)
         await until(lambda: environment.counters.dropped["bad_name"])
-        await driven(environment, robot)
+        assert (await driven(environment, robot)).id == "r1"
 
 
 async def test_what_the_broker_kept_is_no_observation(make_mapped, mosquitto, until):

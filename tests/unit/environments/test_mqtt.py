@@ -533,7 +533,7 @@ async def test_a_device_under_a_name_that_is_none_costs_the_others_nothing(make_
     await arm.client.publish(f"agentd/v1/devices/{name}/up/status", json.dumps(status), qos=1, retain=True)
     async with make_agent() as environment:
         await until(lambda: environment.counters.dropped["bad_name"])
-        await driven(environment, arm)
+        assert (await driven(environment, arm)).id == "arm"
 
 
 @pytest.mark.parametrize("then", [{"status": "lost"}, {"session": "s2"}])

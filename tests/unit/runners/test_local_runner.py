@@ -272,6 +272,7 @@ async def test_a_latched_safe_action_stays_to_the_end_of_the_episode(runners, ma
 async def test_a_trace_that_died_with_its_process_is_counted(runners, make_spec, make_program, until):
     daemon = Daemon(await served(runners, make_spec(sandbox={"step_timeout": "200ms"}), make_program(HANGS_AT_TICK_3)))
     await until(lambda: daemon.counts["lost.traces"])
+    await until(lambda: any(one.outcome is Outcome.ABORTED for one in daemon.episodes))
     await daemon.aclose()
 
 

@@ -163,7 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreAgainstItsModel = StoreMachine.TestCase
 TestStoreAgainstItsModel.settings = settings(
-    max_examples=settings.default.max_examples // 12,
+    max_examples=settings.default.max_examples // 6,
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
